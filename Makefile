@@ -1,0 +1,24 @@
+# `make search` and `make test` set up what they need: a virtual environment with pinned packages.
+PYTHON ?= python3
+EPISODES ?= 400
+ARGS ?=
+
+.PHONY: search test
+search: .venv/ready
+	.venv/bin/nas-search --episodes $(EPISODES) $(ARGS)
+
+test: .venv/ready
+	.venv/bin/pytest $(ARGS)
+
+.venv/ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; give one with PYTHON=")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch .venv/ready
+
+# Pin anew after a change of dependencies in pyproject.toml (needs uv).
+.PHONY: lock
+lock:
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-header --no-annotate --output-file requirements.lock

@@ -1,0 +1,1 @@
+"""The detector: architecture graph, NAS-FPN pyramid, Cascade R-CNN, data, training and evaluation."""

@@ -1,0 +1,162 @@
+"""train-final: the full Cascade R-CNN with a given pyramid."""
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detector.architecture import Architecture
+from detector.cascade_rcnn import coarsest_stride
+from detector.checkpoint import TrainedModel, make_model
+from detector.coco import CocoData, load_split
+from detector.command import Parser, guarded, write_json
+from detector.config import DetectorSections, load_config, parse_config, presets
+from detector.errors import NonFiniteLossError, UserError
+from detector.evaluate import Metrics, coco_metrics, detect_split
+from detector.loader import DetectionDataset, Loader, fit
+from detector.progress import Progress
+from detector.train import train
+
+log = logging.getLogger(__name__)
+
+DEFAULT_CONFIG = "shapes"
+
+
+def train_final(argv: Sequence[str] | None = None) -> int:
+    """Entry point of train-final."""
+    return guarded("train-final", lambda: _train_final(_parser().parse_args(argv)))
+
+
+def _parser() -> Parser:
+    parser = Parser("train-final", "Train the full Cascade R-CNN with a found pyramid, and evaluate it.")
+    parser.add_argument("--arch", type=Path, metavar="FILE", help="best.json; without it the plain FPN is trained")
+    parser.add_argument(
+        "--config",
+        metavar="NAME|FILE",
+        help=f"{', '.join(presets())} or a YAML file; default: what FILE was found with, else {DEFAULT_CONFIG}",
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="a data set in COCO form")
+    parser.add_argument("--output", type=Path, default=Path("runs/final"), metavar="DIR", help="where results go")
+    return parser
+
+
+def _train_final(args: argparse.Namespace) -> int:
+    architecture = None if args.arch is None else Architecture.load(args.arch)
+    config = _resolve(args, architecture)
+    training_data, validation_data = (load_split(config.data, args.data, split) for split in ("train", "val"))
+    identity = {
+        "architecture": architecture and architecture.hash,
+        "config": config.model_dump(mode="json", include={"data", "detector", "training"}),
+        "data": [training_data.hash, validation_data.hash],
+    }
+    if _is_done(args.output, identity):
+        print(f"train-final: {args.output} holds this very run, finished; another --output trains it anew")
+        return 0
+    for data in (training_data, validation_data):
+        if data.skipped:
+            print(f"train-final: {data.annotations}: {data.skipped} boxes without area left out")
+    if training_data.category_names != validation_data.category_names:
+        raise UserError(f"{validation_data.annotations}: its categories are not those of {training_data.annotations}")
+    write_json(args.output / "run.json", identity)
+    with _log_to(args.output / "train.log"):
+        metrics, seconds = _run(config, architecture, training_data, validation_data, args.output)
+    content = {"split": "val", "images": len(validation_data), "training_seconds": round(seconds, 1)}
+    write_json(args.output / "metrics.json", metrics.to_dict() | content)
+    print(f"AP {metrics.ap:.4f}  AP50 {metrics.ap50:.4f}  AP75 {metrics.ap75:.4f}  on {len(validation_data)} images")
+    print(f"weights {args.output / 'model.pt'}, all figures {args.output / 'metrics.json'}")
+    return 0
+
+
+def _resolve(args: argparse.Namespace, architecture: Architecture | None) -> DetectorSections:
+    """--config, then what the graph was found with, then the built-in set (announced)."""
+    if args.config is not None:
+        return load_config(args.config, DetectorSections)
+    found = architecture.found if architecture is not None else None
+    if found and "config" in found:
+        return parse_config(found["config"], DetectorSections, where=f"{args.arch}: found.config")
+    print(f"train-final: no configuration given or found in a graph: using {DEFAULT_CONFIG!r}, the built-in data set")
+    return load_config(DEFAULT_CONFIG, DetectorSections)
+
+
+def _is_done(output: Path, identity: dict[str, Any]) -> bool:
+    """Whether the folder holds this run, finished. Raises UserError if it holds the weights of another one."""
+    record = output / "run.json"
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output}: is a file; give a folder")
+    if not (output / "model.pt").is_file():
+        return False
+    try:
+        held = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--output {output}: its run.json cannot be read; give another folder") from error
+    for key, name in (("architecture", "graph"), ("config", "configuration"), ("data", "data set")):
+        if held.get(key) != json.loads(json.dumps(identity[key])):
+            raise UserError(f"--output {output}: holds a run with another {name}; give another folder")
+    return (output / "metrics.json").is_file()
+
+
+@contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """Write the log of this module to a file; a diverged training ends in it."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield
+    except NonFiniteLossError as error:
+        log.error("%s", error)
+        raise
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+def _run(
+    config: DetectorSections,
+    architecture: Architecture | None,
+    training_data: CocoData,
+    validation_data: CocoData,
+    output: Path,
+) -> tuple[Metrics, float]:
+    """Train, save and evaluate; the metrics and the seconds of training."""
+    training = config.training
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(training.seed)
+    model = make_model(config, architecture, training_data.num_classes)
+    model = model.to(memory_format=torch.channels_last).to(device)
+    size_of = partial(fit, short_side=training.short_side, long_side=training.long_side)
+    multiple = coarsest_stride(config.detector.base_stride)
+    loader = Loader(
+        DetectionDataset(training_data, size_of),
+        training.batch_size,
+        multiple,
+        workers=training.loader_workers,
+    )
+    start = time.monotonic()
+    with Progress() as progress:
+
+        def report(step: int, loss: float) -> None:
+            progress(f"training, loss {loss:.3f}", step, training.steps)
+            log.info("step %d of %d, loss %.4f", step, training.steps, loss)
+
+        train(model, loader.shuffled(training.steps, training.seed, flip=training.flip), training, device, report)
+        seconds = time.monotonic() - start
+        TrainedModel(model, architecture, config, training_data.category_names).save(output / "model.pt")
+        loader = Loader(
+            DetectionDataset(validation_data, size_of),
+            training.batch_size,
+            multiple,
+            workers=training.loader_workers,
+        )
+        metrics = coco_metrics(validation_data, detect_split(model, validation_data, loader.ordered(), device))
+    log.info("AP %.4f", metrics.ap)
+    return metrics, seconds

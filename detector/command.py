@@ -1,0 +1,63 @@
+"""What every command does the same way: one-line errors, exit codes, signals, files that are whole or absent."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from detector.errors import NonFiniteLossError, UserError
+
+USER_ERROR, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
+
+
+class Parser(argparse.ArgumentParser):
+    """Shows defaults in its help, and reports a wrong option in one line."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} ({self.prog} --help shows the options)")
+
+
+def guarded(name: str, command: Callable[[], int], *, interrupted: str = "interrupted") -> int:
+    """Run a command; its exit code: 2 and one line for a mistake, 1 if training diverged, 130 SIGINT, 143 SIGTERM."""
+    exit_on_sigterm()
+    try:
+        return command()
+    except UserError as error:
+        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return USER_ERROR
+    except NonFiniteLossError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print(f"{name}: {interrupted}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def exit_on_sigterm() -> None:
+    """Leave through `finally` clauses when asked to terminate."""
+    signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise SystemExit(TERMINATED)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write whole or not at all. Raises UserError if the place cannot be written."""
+    if path.is_dir() or not path.name:
+        raise UserError(f"--output {path}: is a folder; give a file")
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"--output {path}: cannot be written ({error.strerror})") from error

@@ -1,0 +1,228 @@
+"""The configuration: typed, frozen, and strict about unknown keys. A config is a preset's name or a YAML file."""
+
+import difflib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from detector.errors import UserError
+from detector.norm import Norm
+
+
+class Section(BaseModel):
+    """One section of a configuration. An unknown key is an error, never a silent no-op."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ShapesConfig(Section):
+    """The built-in procedural set (detector/shapes.py)."""
+
+    train_images: PositiveInt = 6000
+    val_images: PositiveInt = 1000
+    tiny_images: PositiveInt = 500
+    image_px: int = Field(default=64, ge=32)
+    seed: NonNegativeInt = 0
+
+
+class SplitFiles(Section):
+    """Where one split lies, when the layout of --data is not the usual one. Relative to --data."""
+
+    annotations: Path
+    images: Path
+
+
+class DataConfig(Section):
+    """Which data set. `coco`: files in COCO form below --data; `shapes`: generated from its seed."""
+
+    source: Literal["shapes", "coco"] = "coco"
+    shapes: ShapesConfig = ShapesConfig()
+    train: str | SplitFiles = "train"
+    val: str | SplitFiles = "val"
+    skip_empty_boxes: bool = False  # leave out boxes without area (COCO's own files have two) instead of refusing
+
+
+class BackboneConfig(Section):
+    """A timm model. weights: none, pretrained (timm's), or the path of a state dict."""
+
+    name: str = "resnet50"
+    weights: str = "pretrained"
+    norm: Norm = "frozen_bn"
+    stem_width: PositiveInt | None = None
+    channels: tuple[PositiveInt, ...] | None = None
+
+    @model_validator(mode="after")
+    def _frozen_norm_needs_weights(self) -> Self:
+        if self.norm == "frozen_bn" and self.weights == "none":
+            raise ValueError("norm frozen_bn needs weights: statistics that were never fitted would stay as they are")
+        return self
+
+
+class RpnConfig(Section):
+    """Region proposals (Ren et al. 2015, arXiv:1506.01497). Counts are per image, candidates per level."""
+
+    anchor_scale: PositiveFloat = 4.0  # anchor side in strides
+    anchor_ratios: tuple[PositiveFloat, ...] = (0.5, 1.0, 2.0)
+    samples: PositiveInt = 256
+    train_candidates: PositiveInt = 2000
+    train_proposals: PositiveInt = 1000
+    test_candidates: PositiveInt = 1000
+    test_proposals: PositiveInt = 1000
+    nms_iou: PositiveFloat = 0.7
+
+
+class CascadeConfig(Section):
+    """The three box heads (Cai & Vasconcelos 2018, arXiv:1712.00726)."""
+
+    pool_size: PositiveInt = 7
+    sampling_ratio: PositiveInt = 2
+    level_cells: PositiveFloat = 14.0  # a box of this many cells' side goes one level up: 224 px at stride 16
+    width: PositiveInt = 1024
+    ious: tuple[PositiveFloat, ...] = (0.5, 0.6, 0.7)
+    delta_stds: tuple[tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat], ...] = (
+        (0.1, 0.1, 0.2, 0.2),
+        (1 / 20, 1 / 20, 1 / 10, 1 / 10),
+        (1 / 30, 1 / 30, 1 / 15, 1 / 15),
+    )
+    loss_weights: tuple[PositiveFloat, ...] = (1.0, 0.5, 0.25)
+    samples: PositiveInt = 512
+    positive_fraction: PositiveFloat = 0.25
+    score_threshold: NonNegativeFloat = 0.05
+    nms_iou: PositiveFloat = 0.5
+    detections: PositiveInt = 100
+
+    @model_validator(mode="after")
+    def _one_of_each_per_stage(self) -> Self:
+        if not len(self.ious) == len(self.delta_stds) == len(self.loss_weights):
+            raise ValueError("ious, delta_stds and loss_weights must have one entry for each stage")
+        return self
+
+
+class DetectorConfig(Section):
+    """Backbone -> FPN -> pyramid -> RPN -> cascade."""
+
+    backbone: BackboneConfig = BackboneConfig()
+    base_stride: Literal[4, 8] = 8  # of P3
+    channels: PositiveInt = 256
+    pyramid_norm: Norm = "bn"
+    rpn: RpnConfig = RpnConfig()
+    cascade: CascadeConfig = CascadeConfig()
+
+
+class OptimizationConfig(Section):
+    """How weights are fitted: optimizer, schedule and length."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: PositiveFloat = 0.02
+    weight_decay: NonNegativeFloat = 1e-4
+    momentum: NonNegativeFloat = 0.9
+    batch_size: PositiveInt = 16
+    steps: PositiveInt = 90_000
+    warmup_steps: NonNegativeInt = 500
+    schedule: Literal["cosine", "step"] = "step"
+    milestones: tuple[PositiveFloat, ...] = (0.667, 0.889)  # fractions of steps at which the rate falls to a tenth
+    clip_norm: PositiveFloat | None = None
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the forward pass, on CUDA only
+
+
+class TrainingConfig(OptimizationConfig):
+    """Training of the whole detector on images. The resize is that of Lin et al. 2017, arXiv:1612.03144."""
+
+    short_side: PositiveInt = 800
+    long_side: PositiveInt = 1333
+    flip: bool = True
+    loader_workers: NonNegativeInt = 4
+    seed: NonNegativeInt = 0
+
+
+class DetectorSections(BaseModel):
+    """What the detector's own commands read; the search's sections are permitted and left alone."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: DataConfig = DataConfig()
+    detector: DetectorConfig = DetectorConfig()
+    training: TrainingConfig = TrainingConfig()
+    search: Any = None
+    proxy: Any = None
+
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def load_config(name: str, model: type[Config]) -> Config:
+    """Read a preset (`shapes`) or a YAML file (`my.yaml`) as `model`. Raises UserError in one line."""
+    return parse_config(_read_yaml(name), model, where=name)
+
+
+def parse_config(content: Mapping[str, Any], model: type[Config], where: str) -> Config:
+    """Validate sections that are already plain values. Raises UserError naming the key and the nearest valid one."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_first_problem(error, model)}") from error
+
+
+def presets() -> list[str]:
+    """Names of the configurations that come with the package."""
+    return sorted(f.name.removesuffix(".yaml") for f in _preset_folder().iterdir() if f.name.endswith(".yaml"))
+
+
+def _preset_folder() -> Any:
+    return resources.files("experiments")
+
+
+def _read_yaml(name: str) -> Mapping[str, Any]:
+    is_preset = name in presets()
+    try:
+        text = (_preset_folder() / f"{name}.yaml" if is_preset else Path(name)).read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+    except OSError as error:
+        raise UserError(
+            f"config {name}: cannot be read ({error.strerror}); give a file or one of: {', '.join(presets())}"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config {name}: is not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"config {name}: must hold sections such as `data:` and `detector:`")
+    return content
+
+
+def _first_problem(error: ValidationError, model: type[BaseModel]) -> str:
+    problem = error.errors()[0]
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        valid = _valid_keys(model, path[:-1])
+        nearest = difflib.get_close_matches(path[-1], valid, n=1, cutoff=0.0)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        return f"unknown key {key!r}{hint}"
+    message = problem["msg"].removeprefix("Value error, ")
+    given = problem["input"]
+    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool | type(None)) else ""
+    return f"{key}: {message}{shown}" if key else message
+
+
+def _valid_keys(model: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        options = [annotation, *get_args(annotation)]  # a section, or one of a union
+        sections = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+        if not sections:
+            return []
+        model = sections[0]
+    return list(model.model_fields)

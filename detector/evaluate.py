@@ -1,0 +1,128 @@
+"""COCO average precision by pycocotools."""
+
+import contextlib
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor
+
+from detector.cascade_rcnn import CascadeRcnn
+from detector.coco import CocoData
+from detector.loader import Batch
+from detector.targets import Detections
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """COCO's numbers, in 0..1. None where the split has no object of that kind."""
+
+    ap: float
+    ap50: float
+    ap75: float
+    ap_small: float | None
+    ap_medium: float | None
+    ap_large: float | None
+    ap_by_class: dict[str, float | None]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def detect_split(
+    model: CascadeRcnn, data: CocoData, batches: Iterable[Batch], device: torch.device
+) -> list[Detections]:
+    """Detections of every image of `data`, which `batches` holds in order, in pixels of the original images."""
+    model.eval()
+    found: list[Detections] = []
+    for batch in batches:
+        on_device = batch.to(device)
+        for detections, size in zip(model.detect(on_device.images, on_device.image_hw), batch.image_hw, strict=True):
+            original = torch.from_numpy(data.image_hw[len(found)])
+            found.append(rescaled(detections, size, original))
+    return found
+
+
+def rescaled(detections: Detections, image_hw: Tensor, original_hw: Tensor) -> Detections:
+    """Boxes brought from an image of image_hw to one of original_hw; the result is on the CPU."""
+    scale = (original_hw / image_hw).flip(0).repeat(2).float()
+    return Detections(detections.boxes.float().cpu() * scale, detections.scores.cpu(), detections.labels.cpu())
+
+
+def coco_metrics(data: CocoData, detections: Sequence[Detections]) -> Metrics:
+    """All of COCO's numbers for detections in pixels of the original images, one entry an image."""
+    evaluation = _evaluate(data, detections, by_area=True)
+    precision = evaluation.eval["precision"]  # (IoU, recall, class, area, detections)
+    ap = _mean(precision[:, :, :, 0]) or 0.0
+    by_iou = {iou: _mean(precision[index, :, :, 0]) for index, iou in ((0, 50), (5, 75))}
+    by_area = [_mean(precision[:, :, :, area]) for area in (1, 2, 3)]
+    by_class = {name: _mean(precision[:, :, k, 0]) for k, name in enumerate(data.category_names)}
+    return Metrics(ap, by_iou[50] or 0.0, by_iou[75] or 0.0, by_area[0], by_area[1], by_area[2], by_class)
+
+
+def average_precision(data: CocoData, detections: Sequence[Detections]) -> float:
+    """COCO AP alone, at a quarter of the cost of all numbers."""
+    evaluation = _evaluate(data, detections, by_area=False)
+    return _mean(evaluation.eval["precision"]) or 0.0
+
+
+def _mean(precision: NDArray[np.float64]) -> float | None:
+    present = precision[precision > -1]
+    return float(present.mean()) if present.size else None
+
+
+def _evaluate(data: CocoData, detections: Sequence[Detections], *, by_area: bool) -> Any:
+    """An accumulated COCOeval."""
+    nothing = np.array([[data.image_ids[0], 0, 0, 0, 0, 0, data.category_ids[0]]])  # loadRes takes no empty list
+    rows = [nothing, *(_rows(data, index, found) for index, found in enumerate(detections))]
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        truth = _truth(data)
+        evaluation = COCOeval(truth, truth.loadRes(np.concatenate(rows)), "bbox")
+        evaluation.params.imgIds = data.image_ids.tolist()
+        evaluation.params.maxDets = [100]
+        if not by_area:
+            evaluation.params.areaRng = evaluation.params.areaRng[:1]
+            evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation
+
+
+def _rows(data: CocoData, index: int, found: Detections) -> NDArray[np.float64]:
+    """(N, 7): image id, x, y, width, height, score, category id, as loadRes takes them."""
+    boxes = found.boxes.double().numpy()
+    image = np.full((len(boxes), 1), data.image_ids[index])
+    category = np.array(data.category_ids)[found.labels.numpy()]
+    size = boxes[:, 2:] - boxes[:, :2]
+    return np.hstack((image, boxes[:, :2], size, found.scores.double().numpy()[:, None], category[:, None]))
+
+
+def _truth(data: CocoData) -> COCO:
+    truth = COCO()
+    image_of = np.repeat(np.arange(len(data)), np.diff(data.start))
+    truth.dataset = {
+        "images": [
+            {"id": int(image_id), "height": int(h), "width": int(w)}
+            for image_id, (h, w) in zip(data.image_ids, data.image_hw, strict=True)
+        ],
+        "categories": [{"id": i, "name": name} for i, name in zip(data.category_ids, data.category_names, strict=True)],
+        "annotations": [
+            {
+                "id": row + 1,
+                "image_id": int(data.image_ids[image_of[row]]),
+                "category_id": data.category_ids[data.labels[row]],
+                "bbox": [float(x1), float(y1), float(x2 - x1), float(y2 - y1)],
+                "area": float(data.area[row]),
+                "iscrowd": int(data.crowd[row]),
+            }
+            for row, (x1, y1, x2, y2) in enumerate(data.boxes)
+        ],
+    }
+    truth.createIndex()
+    return truth

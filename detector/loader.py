@@ -1,0 +1,136 @@
+"""Images and ground truth to padded batches."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+
+from detector.coco import CocoData, resized
+from detector.errors import UserError
+from detector.targets import Targets
+
+
+class Batch(NamedTuple):
+    """images (B, 3, H, W), padded; image_hw (B, 2) sizes without padding; the objects.
+
+    Images are uint8 until .to(device) makes them what CascadeRcnn.forward takes.
+    """
+
+    images: Tensor
+    image_hw: Tensor
+    targets: Targets
+
+    def to(self, device: torch.device) -> "Batch":
+        images = self.images.to(device, non_blocking=True).float() / 255
+        return Batch(images, self.image_hw.to(device, non_blocking=True), self.targets.to(device))
+
+
+class Sample(NamedTuple):
+    """One image (3, H, W) uint8 with its boxes (N, 4) and labels (N,)."""
+
+    image: Tensor
+    boxes: Tensor
+    labels: Tensor
+
+
+Size = tuple[int, int]
+
+
+Draw = tuple[int, bool]  # which image, and whether it is mirrored
+
+
+class DetectionDataset(Dataset[Sample]):
+    """The images of a split, resized by `size_of` (height and width before -> after)."""
+
+    def __init__(self, data: CocoData, size_of: Callable[[Size], Size]) -> None:
+        self.data = data
+        self.size_of = size_of
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, draw: Draw) -> Sample:
+        index, is_flipped = draw
+        boxes, labels = self.data.objects(index)
+        height, width = self.data.image_hw[index]
+        image, scaled = resized(self.data.image(index), boxes, self.size_of((int(height), int(width))))
+        if is_flipped:
+            image, scaled = flipped(image, scaled)
+        return Sample(image, scaled, torch.from_numpy(labels))
+
+
+def fit(image_hw: Size, short_side: int, long_side: int) -> Size:
+    """The short side becomes short_side, unless the long side would exceed long_side."""
+    return _scaled(image_hw, min(short_side / min(image_hw), long_side / max(image_hw)))
+
+
+def fit_canvas(image_hw: Size, canvas_hw: Size) -> Size:
+    """The largest size of the same aspect that lies within canvas_hw."""
+    return _scaled(image_hw, min(canvas_hw[0] / image_hw[0], canvas_hw[1] / image_hw[1]))
+
+
+def _scaled(image_hw: Size, scale: float) -> Size:
+    return max(1, round(image_hw[0] * scale)), max(1, round(image_hw[1] * scale))
+
+
+def flipped(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Mirror left and right."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    width = image.shape[-1]
+    return image.flip(-1), torch.stack((width - x2, y1, width - x1, y2), dim=-1)
+
+
+def collate(samples: list[Sample], multiple: int, canvas_hw: Size | None = None) -> Batch:
+    """Pad at the bottom and right, to the largest of the batch or to canvas_hw, and up to a multiple of `multiple`."""
+    sizes = [(sample.image.shape[1], sample.image.shape[2]) for sample in samples]
+    height, width = canvas_hw or (max(h for h, _ in sizes), max(w for _, w in sizes))
+    height, width = (-(-side // multiple) * multiple for side in (height, width))
+    images = torch.zeros(len(samples), 3, height, width, dtype=torch.uint8)
+    for canvas, sample, (h, w) in zip(images, samples, sizes, strict=True):
+        canvas[:, :h, :w] = sample.image
+    targets = Targets.pad([sample.boxes for sample in samples], [sample.labels for sample in samples])
+    return Batch(images, torch.tensor(sizes), targets)
+
+
+class Loader:
+    """Batches of a data set: shuffled for training, or every image once in order.
+
+    Images are padded to canvas_hw, or to the largest of their batch; sides are multiples of `multiple`.
+    """
+
+    def __init__(
+        self, dataset: DetectionDataset, batch_size: int, multiple: int, canvas_hw: Size | None = None, workers: int = 0
+    ) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.workers = workers
+        self.collate = partial(collate, multiple=multiple, canvas_hw=canvas_hw)
+
+    def shuffled(self, steps: int, seed: int, *, flip: bool) -> Iterator[Batch]:
+        """`steps` batches, half of the images mirrored if flip; all of it depends on the seed only."""
+        generator = torch.Generator().manual_seed(seed)
+        order = RandomSampler(self.dataset, num_samples=steps * self.batch_size, generator=generator)
+        flips = (torch.rand(len(order), generator=generator) < 0.5).tolist()
+        draws = [(index, flip and is_flipped) for index, is_flipped in zip(order, flips, strict=True)]
+        yield from self._load(draws)
+
+    def ordered(self) -> Iterator[Batch]:
+        """Every image once."""
+        yield from self._load([(index, False) for index in range(len(self.dataset))])
+
+    def _load(self, draws: list[Draw]) -> Iterator[Batch]:
+        loader: DataLoader[Any] = DataLoader(
+            self.dataset,
+            batch_size=self.batch_size,
+            sampler=draws,
+            num_workers=self.workers,
+            collate_fn=self.collate,
+            pin_memory=torch.cuda.is_available(),
+        )
+        try:
+            yield from loader
+        except UserError as error:  # a loader process wraps it in its traceback, the message comes last
+            raise UserError(str(error).strip().splitlines()[-1].removeprefix("detector.errors.UserError: ")) from error

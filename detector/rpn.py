@@ -1,0 +1,157 @@
+"""Region proposals: torchvision's network (Ren et al. 2015, arXiv:1506.01497) for our padded batches."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
+from torchvision.ops import batched_nms
+
+from detector import matching
+from detector.architecture import NUM_LEVELS
+from detector.boxes import clip, decode, encode
+from detector.config import RpnConfig
+from detector.targets import Proposals, Targets
+
+FOREGROUND_IOU = 0.7
+BACKGROUND_IOU = 0.3
+POSITIVE_FRACTION = 0.5
+MIN_SIDE = 1e-3
+
+
+class FloatRpnHead(RPNHead):  # type: ignore[misc]  # torchvision ships without types
+    """torchvision's head with float32 outputs: in bfloat16 the decoded boxes would be pixels off."""
+
+    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        scores, deltas = super().forward(features)
+        return [score.float() for score in scores], [delta.float() for delta in deltas]
+
+
+class FloatAnchorGenerator(AnchorGenerator):  # type: ignore[misc]
+    """torchvision's anchors in float32, whatever the maps are in: bfloat16 moves them by up to 4 pixels."""
+
+    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        shapes_only = [feature.new_empty(feature.shape[-2:], dtype=torch.float32) for feature in feature_maps]
+        anchors: list[Tensor] = super().forward(image_list, shapes_only)
+        return anchors
+
+
+class Rpn(nn.Module):
+    """Pyramid maps -> proposals, for images of any sizes.
+
+    features [(B, C, H_l, W_l)], image_hw (B, 2) pixels -> Proposals, and in training the two losses.
+    """
+
+    def __init__(self, config: RpnConfig, channels: int, base_stride: int) -> None:
+        super().__init__()
+        self.config = config
+        self.base_stride = base_stride
+        ratios = config.anchor_ratios
+        sides = [config.anchor_scale * base_stride * 2**level for level in range(NUM_LEVELS)]
+        anchors = FloatAnchorGenerator(tuple((side,) for side in sides), (ratios,) * NUM_LEVELS)
+        self.network = RegionProposalNetwork(
+            anchors,
+            FloatRpnHead(channels, len(ratios)),
+            fg_iou_thresh=FOREGROUND_IOU,
+            bg_iou_thresh=BACKGROUND_IOU,
+            batch_size_per_image=config.samples,
+            positive_fraction=POSITIVE_FRACTION,
+            pre_nms_top_n={"training": config.train_candidates, "testing": config.test_candidates},
+            post_nms_top_n={"training": config.train_proposals, "testing": config.test_proposals},
+            nms_thresh=config.nms_iou,
+        )
+
+    def forward(
+        self, features: list[Tensor], image_hw: Tensor, targets: Targets | None
+    ) -> tuple[Proposals, dict[str, Tensor]]:
+        height, width = (self.base_stride * side for side in features[0].shape[-2:])
+        batch = features[0].new_zeros(len(image_hw), 0, height, width)  # only its shape is read
+        images = ImageList(batch, [(h, w) for h, w in image_hw.tolist()])
+        truth = None
+        if targets is not None:
+            pairs = zip(targets.boxes, targets.valid, strict=True)
+            truth = [{"boxes": boxes[valid]} for boxes, valid in pairs]
+        boxes, losses = self.network(images, {str(i): feature for i, feature in enumerate(features)}, truth)
+        renamed = {"rpn_objectness": "loss_objectness", "rpn_box": "loss_rpn_box_reg"}
+        proposals = Proposals.pad(boxes)
+        proposals = proposals._replace(boxes=clip(proposals.boxes, image_hw))
+        return proposals, {ours: losses[theirs] for ours, theirs in renamed.items() if losses}
+
+
+class BatchedRpn(Rpn):
+    """The same network, a batch at a time: anchors are kept, targets are assigned to all images at once.
+
+    Proposals equal torchvision's; losses too, when all anchors are sampled (sampling draws other numbers).
+    """
+
+    def __init__(self, config: RpnConfig, channels: int, base_stride: int) -> None:
+        super().__init__(config, channels, base_stride)
+        self._kept_anchors: dict[tuple[tuple[int, ...], ...], Tensor] = {}
+
+    def forward(
+        self, features: list[Tensor], image_hw: Tensor, targets: Targets | None
+    ) -> tuple[Proposals, dict[str, Tensor]]:
+        scores, deltas = self.network.head(features)
+        counts = [score[0].numel() for score in scores]
+        scores, deltas = concat_box_prediction_layers(scores, deltas)
+        scores, deltas = scores.view(len(image_hw), -1), deltas.view(len(image_hw), -1, 4)  # (B, A), (B, A, 4)
+        anchors = self._anchors(features)
+        proposals = self._propose(scores.detach(), deltas.detach(), anchors, counts, image_hw)
+        return proposals, {} if targets is None else self._losses(scores, deltas, anchors, targets)
+
+    def _anchors(self, features: list[Tensor]) -> Tensor:
+        key = tuple(tuple(feature.shape[-2:]) for feature in features)
+        if key not in self._kept_anchors:
+            height, width = (self.base_stride * side for side in key[0])
+            images = ImageList(features[0].new_zeros(1, 0, height, width), [(height, width)])
+            self._kept_anchors[key] = self.network.anchor_generator(images, features)[0]
+        return self._kept_anchors[key].to(features[0].device)
+
+    @torch.no_grad()
+    def _propose(
+        self, scores: Tensor, deltas: Tensor, anchors: Tensor, counts: list[int], image_hw: Tensor
+    ) -> Proposals:
+        config = self.config
+        candidates = config.train_candidates if self.training else config.test_candidates
+        limit = config.train_proposals if self.training else config.test_proposals
+        offset, chosen, levels = 0, [], []
+        for level, (count, score) in enumerate(zip(counts, torch.split(scores, counts, dim=1), strict=True)):
+            top = score.topk(min(candidates, count), dim=1).indices + offset
+            chosen.append(top)
+            levels.append(torch.full_like(top[0], level))
+            offset += count
+        index, level_of = torch.cat(chosen, dim=1), torch.cat(levels)
+        boxes = decode(matching.gather_boxes(deltas, index), anchors[index])
+        boxes = clip(boxes, image_hw)
+        probabilities = scores.gather(1, index).sigmoid()
+        large = ((boxes[..., 2:] - boxes[..., :2]) >= MIN_SIDE).all(-1)
+        kept = []
+        for box, score, is_large in zip(boxes, probabilities, large, strict=True):
+            box = box[is_large]
+            keep = batched_nms(box, score[is_large], level_of[is_large], config.nms_iou)
+            kept.append(box[keep[:limit]])
+        return Proposals.pad(kept)
+
+    def _losses(self, scores: Tensor, deltas: Tensor, anchors: Tensor, targets: Targets) -> dict[str, Tensor]:
+        boxes = anchors.expand(len(scores), -1, -1)
+        iou = matching.overlaps(boxes, targets)  # (B, A, G)
+        best = iou.max(dim=2)
+        # An object whose best anchor overlaps it little still gets that anchor, ties included.
+        peak = iou.amax(dim=1, keepdim=True)
+        is_peak = ((iou == peak) & targets.valid[:, None]).any(dim=2)
+        positive = (best.values >= FOREGROUND_IOU) | is_peak
+        negative = (best.values < BACKGROUND_IOU) & ~positive
+        index, valid = matching.sample(positive, negative, self.config.samples, POSITIVE_FRACTION)
+        labels = positive.gather(1, index)
+        score = scores.gather(1, index)
+        delta = matching.gather_boxes(deltas, index)
+        reference = matching.gather_boxes(targets.boxes, best.indices.gather(1, index))
+        goal = encode(reference, anchors[index])
+        total = valid.sum().clamp(min=1)
+        objectness = F.binary_cross_entropy_with_logits(score, labels.to(score.dtype), reduction="none")
+        distance = F.smooth_l1_loss(delta, goal, beta=1 / 9, reduction="none").sum(-1)
+        return {
+            "rpn_objectness": (objectness * valid).sum() / total,
+            "rpn_box": (distance * (labels & valid)).sum() / total,
+        }

@@ -1,0 +1,103 @@
+"""What a search costs on this machine: python -m experiments.benchmark
+
+Runs nas-search as a user would, with an empty cache, and prints: time of the preparation and of the search, the share
+of the workers' time that is not spent in trials, the memory of all processes together (proportional set size, so
+that shared pages count once), and how long a second study takes to prepare.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+from sqlalchemy import create_engine, text
+
+SAMPLE_EVERY_S = 2.0
+STUDY = "reinforce-0"  # so that experiments.learning can go on from --folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="shapes")
+    parser.add_argument("--episodes", type=int, default=400)
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--folder", type=Path, help="keep database and cache here; must be empty")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="nas-benchmark-") as scratch:
+        folder = (args.folder or Path(scratch)).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            parser.error(f"--folder {folder} is not empty: the preparation would not be measured")
+        first = timed_search(args, folder, STUDY, args.episodes)
+        trials = trial_seconds(folder / "nas.db", STUDY)
+        second = timed_search(args, folder, "second", 1)
+    busy = trials["seconds"] / (args.workers * first["search"])
+    print(f"machine: {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB")
+    print(f"preparation: {first['preparation']:.0f} s; of a second study: {second['preparation']:.0f} s")
+    print(f"search: {args.episodes} episodes with {args.workers} workers in {first['search'] / 60:.1f} min")
+    print(f"trials: {trials['count']} trained, {trials['seconds'] / trials['count']:.2f} s each")
+    print(f"workers outside trials, Ray's start and end included: {100 * (1 - busy):.1f} % of the search")
+    print(f"memory at most: {first['memory']:.2f} GB")
+
+
+def timed_search(args: argparse.Namespace, folder: Path, study: str, episodes: int) -> dict[str, float]:
+    """Seconds of preparation and of the search after it, and the peak of memory in GB."""
+    command = [sys.executable, "-c", "import sys; from nas.cli import search; sys.exit(search())"]
+    command += ["--config", args.config, "--episodes", str(episodes), "--workers", str(args.workers), "--study", study]
+    environment = os.environ | {"NAS_CACHE": str(folder / "cache")}
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+    peak = PeakMemory(process.pid)
+    peak.start()
+    preparation, prepared = 0.0, time.monotonic()
+    for line in process.stdout or ():
+        print(f"  {line}", end="", flush=True)
+        if match := re.match(r"prepared in (\d+) s", line):
+            preparation, prepared = float(match[1]), time.monotonic()
+    if process.wait() != 0:
+        raise SystemExit(f"nas-search ended with {process.returncode}")
+    return {"preparation": preparation, "search": time.monotonic() - prepared, "memory": peak.gigabytes}
+
+
+class PeakMemory(threading.Thread):
+    """The largest sum of proportional set sizes of a process and all its descendants."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.pid = pid
+        self.gigabytes = 0.0
+
+    def run(self) -> None:
+        while psutil.pid_exists(self.pid):
+            self.gigabytes = max(self.gigabytes, self._now() / 1e9)
+            time.sleep(SAMPLE_EVERY_S)
+
+    def _now(self) -> int:
+        total = 0
+        try:
+            root = psutil.Process(self.pid)
+            for process in (root, *root.children(recursive=True)):
+                try:
+                    total += process.memory_full_info().pss
+                except psutil.Error:
+                    continue  # it ended meanwhile
+        except psutil.Error:
+            return 0
+        return total
+
+
+def trial_seconds(database: Path, study: str) -> dict[str, Any]:
+    query = text("SELECT count(*), sum(seconds) FROM evaluation JOIN study ON study.id = study_id WHERE name = :study")
+    with create_engine(f"sqlite:///{database}").connect() as connection:
+        count, seconds = connection.execute(query, {"study": study}).one()
+    return {"count": count, "seconds": seconds}
+
+
+if __name__ == "__main__":
+    main()

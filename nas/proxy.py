@@ -1,0 +1,104 @@
+"""The proxy: an architecture and a seed to a reward."""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from detector.architecture import Architecture
+from detector.cascade_rcnn import CascadeRcnn
+from detector.coco import CocoData
+from detector.evaluate import average_precision, detect_split, rescaled
+from detector.targets import Detections
+from detector.train import train
+from nas.config import Config
+from nas.pool import reset_statistics
+from nas.preparation import FeatureCache, OnProgress, canvas_loader, divide, features_folder, load_heads, prepare
+
+EVALUATION_BATCH = 50
+
+
+class Proxy(Protocol):
+    """Judges graphs. evaluate resets every random state, so its result depends on its arguments only."""
+
+    def evaluate(self, architecture: Architecture, seed: int) -> float:
+        """COCO AP (0..1) on the reward part. Raises NonFiniteLossError if training diverges."""
+        ...
+
+
+class FrozenProxy:
+    """Trains pyramid and heads on cached maps, from the pool's weights."""
+
+    def __init__(self, config: Config, folder: Path, reward: CocoData, device: torch.device) -> None:
+        self.config = config
+        self.folder = folder
+        self.reward = reward
+        self.device = device
+        self.trial_cache = FeatureCache(features_folder(folder), "trial", device)
+        self.reward_cache = FeatureCache(features_folder(folder), "reward", device)
+
+    def evaluate(self, architecture: Architecture, seed: int) -> float:
+        torch.manual_seed(seed)
+        torch.set_num_threads(self.config.proxy.threads)
+        heads = load_heads(self.folder, self.config, self.reward.num_classes, architecture.canonical(), self.device)
+        heads = heads.to(memory_format=torch.channels_last)
+        reset_statistics(heads.pyramid)
+        trial = self.config.proxy.trial
+        train(heads, self.trial_cache.shuffled(trial.batch_size, trial.steps, seed), trial, self.device)
+        heads.eval()
+        found: list[Detections] = []
+        for batch in self.reward_cache.ordered(EVALUATION_BATCH):
+            detections = heads.detect(batch.features, batch.image_hw)
+            for of_image, size in zip(detections, batch.image_hw.cpu(), strict=True):
+                original = torch.from_numpy(self.reward.image_hw[len(found)])
+                found.append(rescaled(of_image, size, original))
+        return average_precision(self.reward, found)
+
+
+class FullProxy:
+    """Trains the whole detector on images of the pretrain and trial parts."""
+
+    def __init__(self, config: Config, data: CocoData, device: torch.device) -> None:
+        self.config = config
+        self.reward = divide(data, config.proxy.parts)["reward"]
+        self.training = data.subset(np.flatnonzero(~np.isin(data.image_ids, self.reward.image_ids)))
+        self.device = device
+
+    def evaluate(self, architecture: Architecture, seed: int) -> float:
+        torch.manual_seed(seed)
+        proxy, detector = self.config.proxy, self.config.proxy_detector
+        torch.set_num_threads(proxy.threads)
+        model = CascadeRcnn(detector, architecture.canonical(), self.reward.num_classes, batched=True)
+        model = model.to(memory_format=torch.channels_last).to(self.device)
+        trial = proxy.trial
+        loader = canvas_loader(self.training, proxy, detector, trial.batch_size)
+        train(model, loader.shuffled(trial.steps, seed, flip=proxy.flip), trial, self.device)
+        batches = canvas_loader(self.reward, proxy, detector, trial.batch_size).ordered()
+        return average_precision(self.reward, detect_split(model, self.reward, batches, self.device))
+
+
+def prepare_proxy(
+    config: Config, data: CocoData, prior: Architecture | None, device: torch.device, progress: OnProgress
+) -> None:
+    """Do once what all trials share, and find mistakes before the first of them. Raises UserError."""
+    if config.proxy.protocol == "frozen":
+        prepare(config, data, prior, device, progress)
+    else:
+        divide(data, config.proxy.parts)
+        CascadeRcnn(config.proxy_detector, prior, data.num_classes, batched=True)
+
+
+def load_proxy(
+    config: Config, data: CocoData, prior: Architecture | None, device: torch.device, progress: OnProgress
+) -> Proxy:
+    """The proxy that a configuration describes, prepared at the first call on this machine. Raises UserError."""
+    if config.proxy.protocol == "full":
+        return FullProxy(config, data, device)
+    folder = prepare(config, data, prior, device, progress)
+    return FrozenProxy(config, folder, divide(data, config.proxy.parts)["reward"], device)
+
+
+def choose_device() -> torch.device:
+    """CUDA where there is any."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,445 @@
+"""The store: studies, graphs, evaluations, episodes and policies, through SQLAlchemy.
+
+One process writes, the driver of a search; others read. Every method of Store is one transaction.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from sqlalchemy import (
+    JSON,
+    ForeignKey,
+    LargeBinary,
+    UniqueConstraint,
+    create_engine,
+    event,
+    inspect,
+    select,
+    update,
+)
+from sqlalchemy.engine import URL, Engine, make_url
+from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
+
+from controller.proposer import ProposerState
+from detector.architecture import Architecture
+from detector.errors import UserError
+
+SCHEMA_VERSION = 1
+BUSY_TIMEOUT_S = 30.0
+
+
+class State(StrEnum):
+    """Of an episode or an evaluation."""
+
+    RUNNING = "running"
+    DONE = "done"
+    REUSED = "reused"  # the reward of an earlier episode with the same graph
+    FAILED = "failed"
+
+
+class Cause(StrEnum):
+    """Why something failed."""
+
+    OOM = "oom"
+    NAN = "nan"
+    INVALID = "invalid"
+    TIMEOUT = "timeout"
+    LOST = "lost"
+    ERROR = "error"
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class SchemaRow(Base):
+    __tablename__ = "schema"
+
+    version: Mapped[int] = mapped_column(primary_key=True)
+
+
+class StudyRow(Base):
+    __tablename__ = "study"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    config: Mapped[dict[str, Any]] = mapped_column(JSON)
+    seed: Mapped[int]
+    data_hash: Mapped[str]
+    created: Mapped[datetime]
+
+
+class ArchitectureRow(Base):
+    __tablename__ = "architecture"
+
+    hash: Mapped[str] = mapped_column(primary_key=True)
+    graph: Mapped[dict[str, Any]] = mapped_column(JSON)
+    gflops: Mapped[float | None]
+    params: Mapped[int | None]
+
+
+class EvaluationRow(Base):
+    """One measurement of one graph. purpose says for what: `search` rewards, or a study's own re-runs."""
+
+    __tablename__ = "evaluation"
+    __table_args__ = (UniqueConstraint("study_id", "architecture_hash", "purpose", "seed", "budget"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id"))
+    architecture_hash: Mapped[str] = mapped_column(ForeignKey("architecture.hash"))
+    purpose: Mapped[str]
+    seed: Mapped[int]
+    budget: Mapped[int]  # training steps
+    state: Mapped[str]
+    cause: Mapped[str | None]
+    ap: Mapped[float | None]
+    seconds: Mapped[float | None]
+    worker: Mapped[str | None]
+    attempts: Mapped[int] = mapped_column(default=1)
+    detail: Mapped[str | None]  # of a failure: what was raised, and where
+
+
+class EpisodeRow(Base):
+    __tablename__ = "episode"
+    __table_args__ = (UniqueConstraint("study_id", "number"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id"))
+    number: Mapped[int]
+    architecture_hash: Mapped[str] = mapped_column(ForeignKey("architecture.hash"))
+    evaluation_id: Mapped[int] = mapped_column(ForeignKey("evaluation.id"), index=True)
+    decisions: Mapped[list[int]] = mapped_column(JSON)
+    log_prob: Mapped[float | None]
+    policy_version: Mapped[int]
+    state: Mapped[str]
+    cause: Mapped[str | None]
+    reward: Mapped[float | None]
+
+
+class PolicyRow(Base):
+    __tablename__ = "policy"
+    __table_args__ = (UniqueConstraint("study_id", "version"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id"))
+    version: Mapped[int]
+    weights: Mapped[bytes | None] = mapped_column(LargeBinary)
+    optimizer: Mapped[bytes | None] = mapped_column(LargeBinary)
+    baseline: Mapped[float | None]
+    entropy: Mapped[float | None]
+    probabilities: Mapped[list[list[float]] | None] = mapped_column(JSON)
+
+
+class RequestRow(Base):
+    """What another process asks of the driver (pause, extend, stop one trial)."""
+
+    __tablename__ = "request"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id"))
+    action: Mapped[str]
+    argument: Mapped[str | None]
+    done: Mapped[bool] = mapped_column(default=False)
+
+
+class Study(NamedTuple):
+    """A study's identity. config holds the resolved sections that decide its rewards and proposals."""
+
+    name: str
+    config: Mapping[str, Any]
+    seed: int
+    data_hash: str
+
+
+class Episode(NamedTuple):
+    """An episode as stored. reward is None while it runs and after it failed."""
+
+    number: int
+    architecture_hash: str
+    evaluation_id: int
+    decisions: tuple[int, ...]
+    log_prob: float | None
+    policy_version: int
+    state: State
+    cause: Cause | None
+    reward: float | None
+
+
+class Outcome(NamedTuple):
+    """How an evaluation ended: an AP, or a cause."""
+
+    ap: float | None
+    cause: Cause | None = None
+    seconds: float | None = None
+    worker: str | None = None
+    attempts: int = 1
+    detail: str | None = None
+
+
+class Store:
+    """A database at a path or a SQLAlchemy URL. Raises UserError if it cannot be used."""
+
+    def __init__(self, database: str, *, read_only: bool = False) -> None:
+        self.database = database
+        self._engine = _engine(database, read_only)
+        self._begin = sessionmaker(self._engine, expire_on_commit=False).begin
+        try:
+            self._check_schema(create=not read_only)
+        except DatabaseError as error:
+            raise UserError(_explain(database, error)) from error
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def _check_schema(self, *, create: bool) -> None:
+        foreign = set(inspect(self._engine).get_table_names()) - set(Base.metadata.tables)
+        if foreign:
+            tables = ", ".join(sorted(foreign))
+            raise UserError(f"--database {self.database}: holds another program's tables ({tables}); give another file")
+        if create:
+            Base.metadata.create_all(self._engine)
+        elif not inspect(self._engine).has_table(SchemaRow.__tablename__):
+            raise UserError(f"--database {self.database}: is empty; run nas-search first")
+        with self._begin() as session:
+            version = session.scalar(select(SchemaRow.version))
+            if version is None and create:
+                version = SCHEMA_VERSION
+                session.add(SchemaRow(version=version))
+            elif create:
+                session.execute(update(SchemaRow).values(version=version))  # fails now if nothing can be written
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"--database {self.database}: has schema version {version}, this program reads {SCHEMA_VERSION}"
+            )
+
+    def check_study(self, study: Study) -> int | None:
+        """The id of the study, None if it is new. Raises UserError with the difference if it is another one."""
+        with self._begin() as session:
+            row = session.scalar(select(StudyRow).where(StudyRow.name == study.name))
+            if row is None:
+                return None
+            old = {**row.config, "seed": row.seed, "data hash": row.data_hash}
+            new = {**json.loads(json.dumps(study.config)), "seed": study.seed, "data hash": study.data_hash}
+            differences = list(_differences(old, new))
+            if differences:
+                more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
+                raise UserError(
+                    f"study {study.name!r} exists with another configuration: {'; '.join(differences[:3])}{more}; "
+                    "go back to it, or give a new --study NAME"
+                )
+            return row.id
+
+    def open_study(self, study: Study) -> int:
+        """The id of the study, created if it is new. Raises UserError as check_study."""
+        known = self.check_study(study)
+        if known is not None:
+            return known
+        with self._begin() as session:
+            row = StudyRow(**study._asdict(), created=datetime.now(UTC))
+            session.add(row)
+            session.flush()
+            return row.id
+
+    def find_study(self, name: str) -> tuple[int, Study]:
+        """Raises UserError naming the studies there are."""
+        with self._begin() as session:
+            row = session.scalar(select(StudyRow).where(StudyRow.name == name))
+            if row is None:
+                names = session.scalars(select(StudyRow.name).order_by(StudyRow.id)).all()
+                there = f"it holds {', '.join(names)}" if names else "it holds no study yet"
+                raise UserError(f"--database {self.database}: has no study {name!r}; {there}")
+            return row.id, Study(row.name, row.config, row.seed, row.data_hash)
+
+    def episodes(self, study_id: int) -> list[Episode]:
+        """All episodes, by number."""
+        with self._begin() as session:
+            query = select(EpisodeRow).where(EpisodeRow.study_id == study_id).order_by(EpisodeRow.number)
+            return [_episode(row) for row in session.scalars(query)]
+
+    def architecture(self, graph_hash: str) -> Architecture:
+        """The canonical graph."""
+        with self._begin() as session:
+            row = session.get_one(ArchitectureRow, graph_hash)
+            return Architecture.from_dict(row.graph)
+
+    def start_episode(
+        self,
+        study_id: int,
+        number: int,
+        architecture: Architecture,
+        decisions: Sequence[int],
+        log_prob: float | None,
+        policy_version: int,
+        seed: int,
+        budget: int,
+    ) -> Episode:
+        """Record a proposal. A graph that an earlier episode owns shares its evaluation, and its end if it ended."""
+        graph_hash = architecture.hash
+        self._add_architecture(graph_hash, architecture)
+        with self._begin() as session:
+            evaluation = session.scalar(
+                select(EvaluationRow).where(
+                    EvaluationRow.study_id == study_id,
+                    EvaluationRow.architecture_hash == graph_hash,
+                    EvaluationRow.purpose == "search",
+                    EvaluationRow.seed == seed,
+                    EvaluationRow.budget == budget,
+                )
+            )
+            if evaluation is None:
+                evaluation = EvaluationRow(
+                    study_id=study_id,
+                    architecture_hash=graph_hash,
+                    purpose="search",
+                    seed=seed,
+                    budget=budget,
+                    state=State.RUNNING,
+                )
+                session.add(evaluation)
+                session.flush()
+            is_done = evaluation.state == State.DONE
+            row = EpisodeRow(
+                study_id=study_id,
+                number=number,
+                architecture_hash=graph_hash,
+                evaluation_id=evaluation.id,
+                decisions=list(decisions),
+                log_prob=log_prob,
+                policy_version=policy_version,
+                state=State.REUSED if is_done else evaluation.state,
+                cause=evaluation.cause,
+                reward=evaluation.ap if is_done else None,
+            )
+            session.add(row)
+            session.flush()
+            return _episode(row)
+
+    def _add_architecture(self, graph_hash: str, architecture: Architecture) -> None:
+        """Graphs are shared by all studies; another search may add the same one at the same time."""
+        row = ArchitectureRow(hash=graph_hash, graph=architecture.canonical().to_dict(), gflops=None, params=None)
+        with contextlib.suppress(IntegrityError), self._begin() as session:
+            if session.get(ArchitectureRow, graph_hash) is None:
+                session.add(row)
+
+    def finish_evaluation(self, evaluation_id: int, outcome: Outcome) -> list[Episode]:
+        """Record how a running evaluation ended, and with it every episode that waits for it; returns these.
+
+        The lowest number owns the evaluation, the others reuse it.
+        """
+        state = State.FAILED if outcome.cause else State.DONE
+        finished = (
+            update(EvaluationRow)
+            .where(EvaluationRow.id == evaluation_id, EvaluationRow.state == State.RUNNING)
+            .values(state=state, **outcome._asdict())
+            .returning(EvaluationRow.id)
+        )
+        waiting = (
+            select(EpisodeRow)
+            .where(EpisodeRow.evaluation_id == evaluation_id, EpisodeRow.state == State.RUNNING)
+            .order_by(EpisodeRow.number)
+        )
+        with self._begin() as session:
+            if session.scalar(finished) is None:
+                raise RuntimeError(f"evaluation {evaluation_id} is not running")
+            rows = session.scalars(waiting).all()
+            for place, row in enumerate(rows):
+                row.state = State.REUSED if place and state == State.DONE else state
+                row.cause, row.reward = outcome.cause, outcome.ap
+            session.flush()
+            return [_episode(row) for row in rows]
+
+    def save_policy(self, study_id: int, version: int, policy: ProposerState, keep: int) -> None:
+        """Add a version, and drop the weights of all but the newest `keep`; their figures stay."""
+        old = PolicyRow.study_id == study_id, PolicyRow.version <= version - keep
+        with self._begin() as session:
+            session.add(PolicyRow(study_id=study_id, version=version, **policy._asdict()))
+            session.execute(update(PolicyRow).where(*old).values(weights=None, optimizer=None))
+
+    def policies(self, study_id: int) -> dict[int, ProposerState]:
+        """The versions whose weights are kept."""
+        query = select(PolicyRow).where(PolicyRow.study_id == study_id, PolicyRow.weights.is_not(None))
+        with self._begin() as session:
+            return {
+                row.version: ProposerState(
+                    row.weights or b"", row.optimizer or b"", row.baseline, row.entropy, row.probabilities
+                )
+                for row in session.scalars(query.order_by(PolicyRow.version))
+            }
+
+
+def _episode(row: EpisodeRow) -> Episode:
+    return Episode(
+        row.number,
+        row.architecture_hash,
+        row.evaluation_id,
+        tuple(row.decisions),
+        row.log_prob,
+        row.policy_version,
+        State(row.state),
+        Cause(row.cause) if row.cause else None,
+        row.reward,
+    )
+
+
+def _engine(database: str, read_only: bool) -> Engine:
+    url = database_url(database)
+    if url.get_backend_name() != "sqlite":
+        try:
+            return create_engine(url)
+        except (NoSuchModuleError, ModuleNotFoundError, ArgumentError) as error:
+            raise UserError(f"--database {database}: no driver for this kind of database ({error})") from error
+    if url.host or not url.database or url.database == ":memory:":
+        raise UserError(f"--database {database}: names no file; give a path, or sqlite:/// and a path")
+    path = Path(str(url.database))
+    if read_only and not path.is_file():
+        raise UserError(f"--database {database}: no such file; run nas-search first, or name the one it wrote")
+    if not path.parent.is_dir():
+        raise UserError(f"--database {database}: its folder {path.parent} does not exist")
+    if path.is_dir():
+        raise UserError(f"--database {database}: is a folder; give a file")
+    mode = "ro" if read_only else "rwc"
+    url = url.set(database=f"file:{quote(str(path.absolute()))}").update_query_dict({"uri": "true", "mode": mode})
+    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: Any) -> None:
+        connection.execute("PRAGMA foreign_keys=ON")
+        if not read_only:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")  # a committed reward survives a power cut
+
+    return engine
+
+
+def database_url(database: str) -> URL:
+    """A path, or a SQLAlchemy URL. Raises UserError."""
+    if "://" not in database:
+        return URL.create("sqlite", database=database)
+    try:
+        return make_url(database)
+    except ArgumentError as error:
+        raise UserError(f"--database {database}: is neither a path nor a database URL") from error
+
+
+def _explain(database: str, error: SQLAlchemyError) -> str:
+    reason = str(getattr(error, "orig", error)).splitlines()[0]
+    if "not a database" in reason or "malformed" in reason:
+        return f"--database {database}: is no SQLite database ({reason}); give another file"
+    return f"--database {database}: cannot be used ({reason}); give a file in a folder that can be written"
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """`key: old -> new` for every leaf that differs."""
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from _differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            yield f"{prefix}{key} is {before}, now {after}"

@@ -1,0 +1,163 @@
+"""One study under the schedule rule: which episode runs next, and what its end leads to. Knows nothing of Ray."""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from controller.controller import version_of, versions_kept
+from controller.policy import Proposal
+from controller.proposer import ProposerState, Rewarded
+from detector.architecture import Architecture
+from nas.space import NasFpnSpace
+from nas.store import Episode, Outcome, State, Store
+
+MAX_FAILURES = 5  # evaluations that fail one after the other before a search gives up
+
+
+class Proposes(Protocol):
+    """The controller, here or in another process."""
+
+    def propose(self, episode: int) -> Proposal: ...
+
+    def update(self, batch: Sequence[Rewarded]) -> ProposerState: ...
+
+    def restore(self, states: Mapping[int, ProposerState]) -> None: ...
+
+
+class Job(NamedTuple):
+    """A graph to evaluate, for the episode that owns it."""
+
+    episode: int
+    evaluation_id: int
+    architecture: Architecture
+
+
+class Schedule:
+    """Walks a study from wherever the store says it is to `episodes` episodes.
+
+    The store is the only memory: whatever is running when the process dies runs again, and a batch that is complete
+    but not yet used is used at the start.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        study_id: int,
+        controller: Proposes,
+        space: NasFpnSpace,
+        prior: Architecture | None,
+        *,
+        episodes: int,
+        batch: int,
+        lag: int,
+        seed: int,
+        budget: int,
+    ) -> None:
+        self.store = store
+        self.study_id = study_id
+        self.controller = controller
+        self.space = space
+        self.prior = prior
+        self.total = episodes
+        self.batch = batch
+        self.lag = lag
+        self.seed = seed
+        self.budget = budget
+        self.stopped: str | None = None  # why the search gave up
+        self.episodes = {episode.number: episode for episode in store.episodes(study_id)}
+        self._failures = 0
+        self._prior_failed = False
+
+        stored = store.policies(study_id)
+        controller.restore(stored)
+        self.version = max(stored, default=0)
+        running = [episode for episode in self.episodes.values() if episode.state == State.RUNNING]
+        owners = {episode.evaluation_id: episode for episode in reversed(running)}  # the lowest number stays
+        self._dispatched = set(owners)
+        self._again = deque(sorted(owners.values()))
+        self._check_prior()
+        self._advance()
+
+    @property
+    def settled(self) -> int:
+        """How many episodes have ended."""
+        return sum(episode.state != State.RUNNING for episode in self.episodes.values())
+
+    @property
+    def is_finished(self) -> bool:
+        """Nothing is left to hand out, now or later."""
+        return self.stopped is not None or (not self._again and len(self.episodes) >= self.total)
+
+    def next(self) -> Job | None:
+        """The next graph to train. None if there is none yet (a batch must end first), or no more at all."""
+        if self.stopped is not None:
+            return None
+        if self._again:
+            episode = self._again.popleft()
+            return Job(episode.number, episode.evaluation_id, self.store.architecture(episode.architecture_hash))
+        while len(self.episodes) < self.total:
+            number = len(self.episodes)
+            if version_of(number, self.batch, self.lag) > self.version:
+                return None
+            episode, architecture = self._propose(number)
+            self.episodes[number] = episode
+            if episode.state == State.RUNNING and episode.evaluation_id not in self._dispatched:
+                self._dispatched.add(episode.evaluation_id)
+                return Job(number, episode.evaluation_id, architecture)
+            self._advance()
+        return None
+
+    def finish(self, evaluation_id: int, outcome: Outcome) -> list[Episode]:
+        """Record the end of a job; the episodes that it settled."""
+        settled = self.store.finish_evaluation(evaluation_id, outcome)
+        self._dispatched.discard(evaluation_id)
+        self.episodes.update({episode.number: episode for episode in settled})
+        self._failures = self._failures + 1 if outcome.cause else 0
+        if self._failures >= MAX_FAILURES:
+            self.stopped = f"the last {MAX_FAILURES} evaluations failed, the last one with {_shown(outcome)}"
+        self._check_prior(_shown(outcome))
+        self._advance()
+        return settled
+
+    def _propose(self, number: int) -> tuple[Episode, Architecture]:
+        if number == 0 and self.prior is not None:
+            proposal, log_prob = Proposal(self.space.decisions(self.prior), 0.0), None  # given, not drawn
+        else:
+            proposal = self.controller.propose(number)
+            log_prob = proposal.log_prob
+        architecture = self.space.architecture(proposal.decisions).canonical()
+        version = version_of(number, self.batch, self.lag)
+        episode = self.store.start_episode(
+            self.study_id, number, architecture, proposal.decisions, log_prob, version, self.seed, self.budget
+        )
+        return episode, architecture
+
+    def _advance(self) -> None:
+        """Let the controller use every batch that is complete, in order."""
+        while True:
+            numbers = range(self.version * self.batch, (self.version + 1) * self.batch)
+            episodes = [self.episodes.get(number) for number in numbers]
+            if any(episode is None or episode.state == State.RUNNING for episode in episodes):
+                return
+            rewarded = [
+                Rewarded(episode.decisions, episode.log_prob, episode.reward)
+                for episode in episodes
+                if episode is not None and episode.reward is not None
+            ]
+            self.version += 1
+            state = self.controller.update(rewarded)
+            self.store.save_policy(self.study_id, self.version, state, versions_kept(self.lag))
+
+    def _check_prior(self, cause: str = "") -> None:
+        first = self.episodes.get(0)
+        if self.prior is None or first is None or first.state != State.FAILED or self._prior_failed:
+            return
+        self._prior_failed = True
+        self.stopped = (
+            f"episode 0, the prior, failed with {cause or first.cause}: nothing can be compared with it; "
+            "when that is mended, --study NAME starts anew"
+        )
+
+
+def _shown(outcome: Outcome) -> str:
+    return f"{outcome.cause} ({outcome.detail.splitlines()[-1]})" if outcome.detail else str(outcome.cause)

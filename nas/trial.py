@@ -1,0 +1,72 @@
+"""One trial: a graph to an outcome, whatever happens on the way."""
+
+import functools
+import json
+import os
+import socket
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from detector.architecture import Architecture
+from detector.coco import load_split
+from detector.errors import NonFiniteLossError, UserError
+from nas.config import Config
+from nas.proxy import Proxy, choose_device, load_proxy
+from nas.store import Cause, Outcome
+
+
+@dataclass(frozen=True)
+class ProxySource:
+    """What a worker needs to load the proxy: plain values, the same for all trials of a study."""
+
+    config_json: str
+    root: str | None
+    prior_json: str | None
+
+    @classmethod
+    def of(cls, config: Config, root: Path | None, prior: Architecture | None) -> "ProxySource":
+        prior_json = json.dumps(prior.to_dict()) if prior else None
+        return cls(config.model_dump_json(), str(root) if root else None, prior_json)
+
+    def load(self) -> Proxy:
+        """Prepares the proxy if this machine has not yet. Raises UserError."""
+        config = Config.model_validate_json(self.config_json)
+        prior = Architecture.from_dict(json.loads(self.prior_json)) if self.prior_json else None
+        data = load_split(config.data, Path(self.root) if self.root else None, "train")
+        return load_proxy(config, data, prior, choose_device(), lambda what, step, steps: None)
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(source: ProxySource) -> Proxy:
+    """Kept by a worker from trial to trial: CUDA context, data and caches are loaded once."""
+    return source.load()
+
+
+def evaluate(source: ProxySource, architecture: Architecture, seed: int) -> Outcome:
+    """Train and judge a graph. A failure is an outcome with its cause.
+
+    Raises UserError for a mistake that would fail every graph (it is no graph's fault), and torch.AcceleratorError
+    when the device is in a state that only a new process can mend.
+    """
+    proxy = _loaded(source)
+    start = time.monotonic()
+    worker = f"{socket.gethostname()}:{os.getpid()}"
+    try:
+        ap = proxy.evaluate(architecture, seed)
+    except (UserError, torch.AcceleratorError):
+        raise
+    except Exception as error:
+        return Outcome(None, cause_of(error), time.monotonic() - start, worker, detail=traceback.format_exc())
+    return Outcome(ap, None, time.monotonic() - start, worker)
+
+
+def cause_of(error: Exception) -> Cause:
+    if isinstance(error, NonFiniteLossError):
+        return Cause.NAN
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return Cause.OOM
+    return Cause.ERROR

@@ -1,0 +1,167 @@
+import pytest
+import torch
+from torchvision.ops import box_iou, nms
+
+from detector.cascade import Cascade, select, stage_losses
+from detector.config import CascadeConfig
+from detector.roi_pool import RoiAlign
+from detector.targets import Proposals, Targets
+
+CONFIG = CascadeConfig(pool_size=3, sampling_ratio=1, level_cells=3.0, width=16, samples=24, positive_fraction=0.5)
+IMAGE_HW = torch.tensor([[64, 64], [64, 64]])
+
+
+def cascade() -> Cascade:
+    return Cascade(CONFIG, RoiAlign(4, 3, 1, 3.0), 8, num_classes=3)
+
+
+def features() -> list[torch.Tensor]:
+    return [torch.randn(2, 8, 16 // 2**i, 16 // 2**i, requires_grad=True) for i in range(5)]
+
+
+def targets(second_image_empty: bool = True) -> Targets:
+    boxes = [torch.tensor([[4.0, 4, 30, 30], [40, 40, 60, 50]]), torch.zeros(0, 4)]
+    labels = [torch.tensor([0, 2]), torch.zeros(0, dtype=torch.long)]
+    return Targets.pad(boxes, labels) if second_image_empty else Targets.pad(boxes[:1] * 2, labels[:1] * 2)
+
+
+def proposals() -> Proposals:
+    corner = torch.rand(2, 20, 2) * 40
+    boxes = torch.cat((corner, corner + torch.rand(2, 20, 2) * 20 + 2), dim=-1)
+    boxes[0, 0] = torch.tensor([5.0, 4, 30, 30])
+    return Proposals(boxes, torch.rand(2, 20) > 0.2)
+
+
+def test_an_image_without_objects_costs_no_box_loss_and_has_finite_gradients() -> None:
+    network, maps = cascade(), features()
+    empty = Targets.pad([torch.zeros(0, 4)] * 2, [torch.zeros(0, dtype=torch.long)] * 2)
+    losses = network.losses(maps, proposals(), empty, IMAGE_HW)
+    assert all(losses[f"stage{stage}_box"] == 0 for stage in range(3))
+    sum(losses.values()).backward()
+    assert all(feature.grad.isfinite().all() for feature in maps)
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    network = cascade()
+    sum(network.losses(features(), proposals(), targets(), IMAGE_HW).values()).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_no_proposals_at_all_still_trains_on_the_ground_truth() -> None:
+    none = Proposals(torch.zeros(2, 1, 4), torch.zeros(2, 1, dtype=torch.bool))
+    losses = cascade().losses(features(), none, targets(), IMAGE_HW)
+    assert all(loss.isfinite() for loss in losses.values())
+    assert losses["stage2_class"] > 0
+
+
+def test_ground_truth_trains_every_stage_however_bad_the_boxes_became() -> None:
+    """Stage 2 asks for IoU 0.7; with wildly wrong regressors only the ground truth itself can meet that."""
+    network = cascade()
+    for head in network.heads:
+        torch.nn.init.constant_(head.regress.bias, 4.0)
+    seen = []
+    original = network._assign
+    network._assign = lambda *args: seen.append(original(*args)) or seen[-1]
+    network.losses(features(), proposals(), targets(), IMAGE_HW)
+    for labels, _ in seen[1:]:
+        assert (labels[0] != network.num_classes).sum() == 2
+
+
+def test_labels_rise_with_the_iou_of_the_stage() -> None:
+    network, truth = cascade(), targets()
+    boxes = torch.zeros(2, 3, 4)
+    boxes[0] = torch.tensor([[4.0, 4, 30, 19], [4, 4, 30, 21], [4, 4, 30, 23.0]])  # IoU .58, .65, .73 with object 0
+    labels = [network._assign(boxes, truth, iou, torch.ones(4))[0][0].tolist() for iou in CONFIG.ious]
+    assert labels == [[0, 0, 0], [3, 0, 0], [3, 3, 0]]
+
+
+def test_stage_losses_equal_the_obvious_form() -> None:
+    logits, deltas, goal = torch.randn(2, 5, 4), torch.randn(2, 5, 4), torch.randn(2, 5, 4)
+    labels, valid = torch.randint(0, 4, (2, 5)), torch.rand(2, 5) > 0.3
+    classification = box = 0.0
+    for b in range(2):
+        for r in range(5):
+            if valid[b, r]:
+                classification -= float(logits[b, r].log_softmax(0)[labels[b, r]])
+                if labels[b, r] < 3:
+                    for d in (deltas[b, r] - goal[b, r]).abs().tolist():
+                        box += 0.5 * d * d if d < 1 else d - 0.5
+    ours = stage_losses(logits, deltas, labels, goal, valid)
+    total = int(valid.sum())
+    assert [float(loss) for loss in ours] == pytest.approx([classification / total, box / total], rel=1e-5)
+
+
+def test_stage_losses_ignore_padding_that_is_not_finite() -> None:
+    goal = torch.full((1, 2, 4), torch.inf)
+    goal[0, 0] = 0
+    deltas = torch.zeros(1, 2, 4, requires_grad=True)
+    valid, labels = torch.tensor([[True, False]]), torch.zeros(1, 2, dtype=torch.long)
+    loss = sum(stage_losses(torch.zeros(1, 2, 4), deltas, labels, goal, valid))
+    loss.backward()
+    assert loss.isfinite()
+    assert deltas.grad.isfinite().all()
+
+
+def test_detection_averages_the_softmax_of_heads_on_their_own_boxes() -> None:
+    """Written out for every proposal: the `input` test mode."""
+    network, maps, regions = cascade().eval(), features(), proposals()
+    for head in network.heads:
+        torch.nn.init.normal_(head.regress.weight, std=0.3)
+        torch.nn.init.normal_(head.classify.weight, std=1.0)
+    captured = {}
+
+    def capture(regions: Proposals, scores: torch.Tensor, config: CascadeConfig) -> list:
+        captured.update(boxes=regions.boxes, scores=scores)
+        return []
+
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr("detector.cascade.select", capture)
+        network.detect(maps, regions, IMAGE_HW)
+        for image in range(2):
+            for place in range(20):
+                box, total = regions.boxes[image : image + 1, place : place + 1], 0.0
+                for stage, head in enumerate(network.heads):
+                    logits, deltas = head(network.pool([m[image : image + 1] for m in maps], box))
+                    total = total + logits.softmax(1)[0, :3] / 3
+                    dx, dy, dw, dh = (deltas[0] * network.delta_stds[stage]).tolist()
+                    x1, y1, x2, y2 = box[0, 0].tolist()
+                    w, h, cx, cy = x2 - x1, y2 - y1, (x1 + x2) / 2, (y1 + y2) / 2
+                    cx, cy, w, h = cx + dx * w, cy + dy * h, w * 2.718281828**dw, h * 2.718281828**dh
+                    corners = [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]
+                    box = torch.tensor([[[min(max(c, 0.0), 64.0) for c in corners]]])
+                torch.testing.assert_close(captured["boxes"][image, place], box[0, 0], rtol=1e-3, atol=1e-3)
+                torch.testing.assert_close(captured["scores"][image, place], total, rtol=1e-3, atol=1e-4)
+
+
+def test_select_suppresses_within_class_and_image_only() -> None:
+    boxes = torch.tensor([[10.0, 10, 20, 20], [11, 10, 21, 20], [10, 10, 20, 20]]).repeat(2, 1, 1)
+    scores = torch.tensor([[0.9, 0.0], [0.8, 0.0], [0.0, 0.7]]).repeat(2, 1, 1)
+    regions = Proposals(boxes, torch.tensor([[True, True, True], [False, True, True]]))
+    config = CascadeConfig(score_threshold=0.05)
+    first, second = select(regions, scores, config)
+    assert list(zip(first.labels.tolist(), first.scores.tolist(), strict=True)) == [
+        (0, pytest.approx(0.9)),
+        (1, pytest.approx(0.7)),
+    ]
+    assert second.scores.tolist() == pytest.approx([0.8, 0.7])
+    best = select(regions, scores, config.model_copy(update={"detections": 1}))
+    assert [found.scores.tolist() for found in best] == [[pytest.approx(0.9)], [pytest.approx(0.8)]]
+
+
+def test_select_equals_a_loop_over_images_and_classes() -> None:
+    corner = torch.rand(2, 60, 2) * 20
+    regions = Proposals(torch.cat((corner, corner + 10 + torch.rand(2, 60, 2)), -1), torch.rand(2, 60) > 0.1)
+    scores, config = torch.rand(2, 60, 4), CascadeConfig(score_threshold=0.3, detections=1000)
+    for image, found in enumerate(select(regions, scores, config)):
+        rows = set()
+        for label in range(4):
+            usable = (regions.valid[image] & (scores[image, :, label] > 0.3)).nonzero().squeeze(1)
+            kept = usable[nms(regions.boxes[image, usable], scores[image, usable, label], 0.5)]
+            rows |= {(label, round(float(scores[image, i, label]), 5)) for i in kept}
+        assert {(int(k), round(float(s), 5)) for k, s in zip(found.labels, found.scores, strict=True)} == rows
+        assert found.scores.equal(found.scores.sort(descending=True).values)
+        for label in range(4):
+            of_class = found.boxes[found.labels == label]
+            assert (box_iou(of_class, of_class) - torch.eye(len(of_class))).max() <= 0.5

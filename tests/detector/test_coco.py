@@ -1,0 +1,145 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from detector.coco import CocoData, find_split, load_coco
+from detector.config import SplitFiles
+from detector.errors import UserError
+from detector.loader import DetectionDataset, Loader, fit, fit_canvas, flipped
+
+
+def load(root: Path) -> CocoData:
+    return load_coco(*find_split(root, "train"))
+
+
+def test_reads_boxes_labels_and_crowds(tiny_coco: Path) -> None:
+    data = load(tiny_coco)
+    assert data.category_names == ("dog", "cat")  # by id: 3, 7
+    assert data.image_ids.tolist() == [1, 2, 5]
+    boxes, labels = data.objects(0)
+    assert boxes.tolist() == [[2, 3, 12, 15]]  # the crowd region does not train
+    assert labels.tolist() == [1]
+    assert data.objects(1)[0].tolist() == [[20, 8, 36, 17.5]]
+    assert data.objects(2)[0].shape == (0, 4)
+    assert data.crowd.tolist() == [False, True, False]
+
+
+def test_subset_keeps_each_image_s_objects(tiny_coco: Path) -> None:
+    data = load(tiny_coco)
+    part = data.subset(np.array([2, 1]))
+    assert part.image_ids.tolist() == [5, 2]
+    assert part.objects(1)[0].tolist() == data.objects(1)[0].tolist()
+    assert len(part.objects(0)[0]) == 0
+
+
+def edit(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = root / "annotations" / "instances_train.json"
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["annotations"][0].update(bbox=[2, 3, 0, 12]), "annotation 1: bbox [2, 3, 0, 12] has no area"),
+        (lambda d: d["annotations"][1].update(bbox=[90, 3, 4, 4]), "annotation 2: bbox [90, 3, 4, 4] lies outside"),
+        (lambda d: d["annotations"][1].update(bbox=[1, 2, 3]), "annotation 2: bbox [1, 2, 3] must be four numbers"),
+        (lambda d: d["annotations"][1].update(bbox=[1, 2, float("nan"), 4]), "has no area"),
+        (lambda d: d["annotations"][1].update(category_id=9), "annotation 2: category 9 is not listed"),
+        (lambda d: d["annotations"][1].update(image_id=9), "annotation 2: image 9 is not listed"),
+        (lambda d: d["annotations"][1].pop("bbox"), "a record lacks 'bbox'"),
+        (lambda d: d["images"][1].update(id="img_2"), "another form than COCO's"),
+        (lambda d: d["images"][1].update(height="tall"), "another form than COCO's"),
+        (lambda d: d["images"].append(d["images"][0]), "two image records have the same id"),
+        (lambda d: d.pop("categories"), "has no list 'categories'"),
+        (lambda d: d["images"].clear(), "lists no images"),
+        (lambda d: d["images"][1].update(file_name="no.png"), "no.png: image 2 of"),
+    ],
+)
+def test_broken_annotations_name_file_and_id(tiny_coco: Path, change, message: str) -> None:
+    edit(tiny_coco, change)
+    with pytest.raises(UserError) as error:
+        load(tiny_coco)
+    assert message in str(error.value)
+    assert "instances_train.json" in str(error.value)
+
+
+def test_boxes_that_overshoot_the_image_are_clipped(tiny_coco: Path) -> None:
+    edit(tiny_coco, lambda d: d["annotations"][0].update(bbox=[-0.5, 30, 10, 10.4]))
+    assert load(tiny_coco).objects(0)[0].tolist() == [[0, 30, 9.5, 40]]
+
+
+def test_boxes_without_area_can_be_left_out_and_are_counted(tiny_coco: Path) -> None:
+    edit(tiny_coco, lambda d: d["annotations"][0].update(bbox=[2, 3, 5, 0]))
+    data = load_coco(*find_split(tiny_coco, "train"), skip_empty_boxes=True)
+    assert data.skipped == 1
+    assert len(data.objects(0)[0]) == 0
+    assert len(data.objects(1)[0]) == 1
+
+
+def test_broken_json_missing_folders_and_truncated_images_are_named(tiny_coco: Path, tmp_path: Path) -> None:
+    image = tiny_coco / "images" / "2.png"
+    image.write_bytes(image.read_bytes()[:60])
+    with pytest.raises(UserError, match=r"2\.png \(image 2\): cannot be decoded"):
+        load(tiny_coco).image(1)
+    (tiny_coco / "annotations" / "instances_train.json").write_text("{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        load(tiny_coco)
+    with pytest.raises(UserError, match="no such folder"):
+        find_split(tmp_path / "absent", "train")
+    with pytest.raises(UserError, match=r"instances_test\.json or .*instances_test2017\.json"):
+        find_split(tiny_coco, "test")
+
+
+def test_an_image_of_another_size_than_listed_is_refused(tiny_coco: Path) -> None:
+    edit(tiny_coco, lambda d: d["images"][0].update(height=41))
+    with pytest.raises(UserError, match=r"is 40x48 pixels \(HxW\), but .* says 41x48"):
+        load(tiny_coco).image(0)
+
+
+def test_coco_s_own_layout_and_named_files_are_found(tiny_coco: Path) -> None:
+    (tiny_coco / "annotations" / "instances_train.json").rename(tiny_coco / "annotations" / "instances_train2017.json")
+    (tiny_coco / "train2017").mkdir()
+    assert find_split(tiny_coco, "train")[1] == tiny_coco / "train2017"
+    files = SplitFiles(annotations=Path("annotations/instances_val.json"), images=Path("images"))
+    assert find_split(tiny_coco, files)[0] == tiny_coco / "annotations" / "instances_val.json"
+
+
+def test_resize_keeps_aspect_and_limits() -> None:
+    assert fit((480, 640), 800, 1333) == (800, 1067)
+    assert fit((480, 1440), 800, 1333) == (444, 1333)
+    assert fit_canvas((480, 640), (192, 256)) == (192, 256)
+    assert fit_canvas((100, 400), (64, 64)) == (16, 64)
+
+
+def test_batches_hold_scaled_boxes_and_padded_images(tiny_coco: Path) -> None:
+    dataset = DetectionDataset(load(tiny_coco), lambda hw: (hw[0] * 2, hw[1] * 2))
+    (batch,) = Loader(dataset, 3, multiple=64).ordered()
+    assert batch.images.shape == (3, 3, 128, 128)
+    assert batch.image_hw.tolist() == [[80, 96]] * 3
+    assert batch.targets.boxes[0, 0].tolist() == [4, 6, 24, 30]
+    assert batch.targets.labels.tolist() == [[1], [0], [-1]]
+    assert batch.images[:, :, 80:].sum() == 0
+
+
+def test_flip_mirrors_image_and_boxes_and_twice_is_nothing(tiny_coco: Path) -> None:
+    sample = DetectionDataset(load(tiny_coco), lambda hw: hw)[1, False]
+    image, boxes = flipped(sample.image, sample.boxes)
+    assert boxes.tolist() == [[12, 8, 28, 17.5]]
+    assert image[:, :, 0].equal(sample.image[:, :, -1])
+    again, boxes = flipped(image, boxes)
+    assert again.equal(sample.image)
+    assert boxes.equal(sample.boxes)
+
+
+def test_shuffled_batches_depend_on_the_seed_only(tiny_coco: Path) -> None:
+    loader = Loader(DetectionDataset(load(tiny_coco), lambda hw: hw), 2, multiple=16)
+    first, second, other = ([b.images for b in loader.shuffled(4, seed, flip=True)] for seed in (1, 1, 2))
+    assert len(first) == 4
+    assert all(a.equal(b) for a, b in zip(first, second, strict=True))
+    assert not all(a.equal(b) for a, b in zip(first, other, strict=True))

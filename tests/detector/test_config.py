@@ -1,0 +1,50 @@
+from pathlib import Path
+
+import pytest
+
+from detector.config import DetectorSections, load_config, presets
+from detector.errors import UserError
+from nas.config import Config
+
+
+@pytest.mark.parametrize("name", presets())
+def test_presets_are_valid_for_both_programs(name: str) -> None:
+    ours = load_config(name, Config)
+    theirs = load_config(name, DetectorSections)
+    assert ours.detector == theirs.detector
+
+
+def test_presets_are_those_documented() -> None:
+    assert presets() == ["bccd", "coco", "shapes", "smoke"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trainig: {}", "unknown key 'trainig'; did you mean 'training'?"),
+        ("detector: {cascade: {pool_sise: 3}}", "unknown key 'detector.cascade.pool_sise'; did you mean 'pool_size'?"),
+        ("proxy: {trial: {stepz: 3}}", "unknown key 'proxy.trial.stepz'; did you mean 'steps'?"),
+        ("proxy: {detector: {chanels: 3}}", "unknown key 'proxy.detector.chanels'; did you mean 'channels'?"),
+        ("training: {steps: many}", r"training\.steps: .*given: 'many'"),
+        ("training: {steps: -1}", r"training\.steps: .*greater than 0 \(given: -1\)"),
+        ("search: {algorithm: magic}", r"search\.algorithm: .*'reinforce'"),
+        ("proxy: {parts: [0.5, 0.4, 0.2]}", "proxy: parts must add up to 1, these add up to 1.1"),
+        ("detector: {backbone: {weights: none, norm: frozen_bn}}", "frozen_bn needs weights"),
+        ("detector: {cascade: {ious: [0.5]}}", "one entry for each stage"),
+        ("a: [", "is not valid YAML"),
+        ("- 1", "must hold sections"),
+        ("", "must hold sections"),
+    ],
+)
+def test_mistakes_are_one_line_that_names_the_key(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        load_config(str(path), Config)
+    assert "\n" not in str(error.value)
+    assert "c.yaml" in str(error.value)
+
+
+def test_unknown_configurations_name_the_presets() -> None:
+    with pytest.raises(UserError, match=r"config shapez: cannot be read .* one of: bccd, coco, shapes, smoke"):
+        load_config("shapez", Config)

@@ -1,0 +1,56 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from detector.coco import CocoData, find_split, load_coco
+from detector.evaluate import average_precision, coco_metrics, rescaled
+from detector.targets import Detections
+
+
+@pytest.fixture
+def data(tiny_coco: Path) -> CocoData:
+    return load_coco(*find_split(tiny_coco, "train"))
+
+
+def found(*rows: tuple[list[float], float, int]) -> Detections:
+    return Detections(
+        torch.tensor([box for box, _, _ in rows]).reshape(-1, 4),
+        torch.tensor([score for _, score, _ in rows]),
+        torch.tensor([label for _, _, label in rows], dtype=torch.long),
+    )
+
+
+PERFECT = [found(([2.0, 3, 12, 15], 0.9, 1)), found(([20.0, 8, 36, 17.5], 0.8, 0)), found()]
+
+
+def test_perfect_detections_score_one_and_none_score_zero(data: CocoData) -> None:
+    metrics = coco_metrics(data, PERFECT)
+    assert (metrics.ap, metrics.ap50, metrics.ap75) == pytest.approx((1, 1, 1))
+    assert metrics.ap_by_class == pytest.approx({"dog": 1, "cat": 1})
+    assert metrics.ap_small == pytest.approx(1)
+    assert metrics.ap_large is None
+    nothing = coco_metrics(data, [found()] * 3)
+    assert (nothing.ap, nothing.ap_small, nothing.ap_large) == (0, 0, None)
+    assert nothing.ap_by_class == {"dog": 0, "cat": 0}
+    assert average_precision(data, [found()] * 3) == 0
+
+
+def test_ap_by_hand(data: CocoData) -> None:
+    """The cat has IoU 0.75 exactly: right at 0.5..0.75, 6 of 10 thresholds. The dog is the wrong class."""
+    detections = [found(([2.0, 3, 12, 12], 0.9, 1)), found(([20.0, 8, 36, 17.5], 0.8, 1)), found()]
+    metrics = coco_metrics(data, detections)
+    assert metrics.ap_by_class["cat"] == pytest.approx(0.6)
+    assert metrics.ap_by_class["dog"] == 0
+    assert metrics.ap == average_precision(data, detections) == pytest.approx(0.3)
+
+
+def test_detections_inside_a_crowd_region_are_no_mistakes(data: CocoData) -> None:
+    crowd = [found(([6.0, 6, 20, 20], 0.95, 0)), *PERFECT[1:]]
+    crowd[0] = Detections(*(torch.cat(pair) for pair in zip(crowd[0], PERFECT[0], strict=True)))
+    assert average_precision(data, crowd) == pytest.approx(1)
+
+
+def test_rescaled_boxes_lie_in_the_original_image() -> None:
+    detections = rescaled(found(([2.0, 3, 12, 15], 0.9, 1)), torch.tensor([20, 24]), torch.tensor([40, 72]))
+    assert detections.boxes.tolist() == [[6, 6, 36, 30]]

@@ -1,0 +1,60 @@
+import torch
+
+from detector.config import RpnConfig
+from detector.rpn import BatchedRpn, Rpn
+from detector.targets import Targets
+
+CONFIG = RpnConfig(samples=100_000, train_candidates=30, train_proposals=20, test_candidates=25, test_proposals=15)
+
+
+def pair() -> tuple[Rpn, BatchedRpn]:
+    plain, batched = Rpn(CONFIG, 8, 4), BatchedRpn(CONFIG, 8, 4)
+    batched.load_state_dict(plain.state_dict())
+    return plain, batched
+
+
+def inputs() -> tuple[list[torch.Tensor], torch.Tensor, Targets]:
+    features = [torch.randn(3, 8, 16 // 2**i, 32 // 2**i) for i in range(5)]
+    boxes = [torch.tensor([[3.0, 4, 30, 30], [60, 10, 70, 22], [0, 0, 128, 64]]), torch.zeros(0, 4)]
+    boxes.append(torch.tensor([[5.0, 5, 9, 9]]))
+    targets = Targets.pad(boxes, [torch.zeros(len(box), dtype=torch.long) for box in boxes])
+    return features, torch.tensor([[64, 128], [50, 100], [64, 128]]), targets
+
+
+def test_batched_proposals_equal_torchvision_s() -> None:
+    plain, batched = pair()
+    features, image_hw, _ = inputs()
+    for network in (plain, batched):
+        network.eval()
+    theirs, ours = plain(features, image_hw, None)[0], batched(features, image_hw, None)[0]
+    assert theirs.valid.equal(ours.valid)
+    torch.testing.assert_close(ours.boxes, theirs.boxes)
+
+
+def test_batched_losses_equal_torchvision_s_when_all_anchors_are_sampled() -> None:
+    """Half of the samples may be positive, so a sample larger than twice the anchors takes them all."""
+    plain, batched = pair()
+    theirs, ours = plain(*inputs())[1], batched(*inputs())[1]
+    assert theirs.keys() == ours.keys()
+    torch.manual_seed(0)
+    data = inputs()
+    theirs, ours = plain(*data)[1], batched(*data)[1]
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-5)
+
+
+def test_images_without_objects_cost_no_box_loss() -> None:
+    for network in pair():
+        features, image_hw, _ = inputs()
+        empty = Targets.pad([torch.zeros(0, 4)] * 3, [torch.zeros(0, dtype=torch.long)] * 3)
+        losses = network(features, image_hw, empty)[1]
+        assert losses["rpn_box"] == 0
+        assert losses["rpn_objectness"] > 0
+
+
+def test_anchors_are_exact_in_mixed_precision() -> None:
+    """In bfloat16 corners beyond 256 px would be rounded to multiples of 2 and more."""
+    maps = [torch.zeros(1, 8, 512 // 2**i, 512 // 2**i, dtype=torch.bfloat16) for i in range(5)]
+    exact = BatchedRpn(CONFIG, 8, 4)._anchors([feature.float() for feature in maps])
+    assert BatchedRpn(CONFIG, 8, 4)._anchors(maps).equal(exact)
+    assert exact.max() > 2000

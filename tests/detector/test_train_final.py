@@ -1,0 +1,106 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from detector.architecture import PRIORS
+from detector.checkpoint import TrainedModel
+from detector.cli import train_final
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_trains_saves_evaluates_and_is_done(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    graph = here / "best.json"
+    graph.write_text(json.dumps(PRIORS["nas-fpn"].to_dict()))
+    command = ["--arch", str(graph), "--config", "smoke"]
+    assert train_final(command) == 0
+    output = here / "runs" / "final"
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert 0 <= metrics["ap"] <= 1
+    assert metrics["images"] == 24
+    assert "step 20 of 20" in (output / "train.log").read_text()
+    trained = TrainedModel.load(output / "model.pt", torch.device("cpu"))
+    assert trained.architecture == PRIORS["nas-fpn"]
+    assert trained.config.training.steps == 20
+    assert len(trained.classes) == 8
+    before = (output / "model.pt").stat().st_mtime_ns
+    assert train_final(command) == 0
+    assert "finished" in capsys.readouterr().out
+    assert (output / "model.pt").stat().st_mtime_ns == before
+    smoke = (Path(__file__).parents[2] / "experiments" / "smoke.yaml").read_text()
+    (here / "longer.yaml").write_text(smoke.replace("batch_size: 8, steps: 20", "batch_size: 8, steps: 21"))
+    for other, name in (
+        (["--config", "smoke"], "graph"),
+        (["--arch", str(graph), "--config", "longer.yaml"], "configuration"),
+    ):
+        assert train_final(other) == 2
+        assert f"holds a run with another {name}" in capsys.readouterr().err
+
+
+def test_another_data_set_is_another_run(here: Path, tiny_coco: Path, capsys) -> None:
+    config = (Path(__file__).parents[2] / "experiments" / "smoke.yaml").read_text()
+    start, end = config.index("data:"), config.index("detector:")
+    (here / "c.yaml").write_text(config[:start] + "data: {source: coco}\n" + config[end:])
+    command = ["--config", "c.yaml", "--data", str(tiny_coco)]
+    assert train_final(command) == 0
+    annotations = tiny_coco / "annotations" / "instances_train.json"
+    annotations.write_text(annotations.read_text().replace("[2, 3, 10, 12]", "[2, 3, 10, 13]"))
+    assert train_final(command) == 2
+    assert "holds a run with another data set" in capsys.readouterr().err
+
+
+def test_saved_and_loaded_models_detect_the_same(here: Path) -> None:
+    assert train_final(["--config", "smoke"]) == 0
+    path = here / "runs" / "final" / "model.pt"
+    first, second = (TrainedModel.load(path, torch.device("cpu")).model.eval() for _ in range(2))
+    images, image_hw = torch.rand(1, 3, 64, 64), torch.tensor([[64, 64]])
+    ours, theirs = first.detect(images, image_hw)[0], second.detect(images, image_hw)[0]
+    assert ours.boxes.equal(theirs.boxes)
+
+
+def test_configuration_comes_from_the_graph_when_none_is_given(here: Path) -> None:
+    from detector.config import DetectorSections, load_config
+
+    sections = load_config("smoke", DetectorSections).model_dump(mode="json", include={"data", "detector", "training"})
+    graph = PRIORS["fpn"].to_dict() | {"found": {"config": sections}}
+    (here / "best.json").write_text(json.dumps(graph))
+    assert train_final(["--arch", "best.json", "--output", "out"]) == 0
+    assert json.loads((here / "out" / "run.json").read_text())["config"] == sections
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--arch", "absent.json"], "absent.json: cannot be read"),
+        (["--config", "bccd"], "needs --data DIR"),
+        (["--config", "bccd", "--data", "absent"], "absent: no such folder"),
+        (["--config", "smoke", "--output", "file"], "is a file; give a folder"),
+        (["--colour"], "unrecognized arguments: --colour"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(here: Path, capsys, arguments: list[str], message: str) -> None:
+    (here / "file").write_text("")
+    assert train_final(arguments) == 2
+    captured = capsys.readouterr().err
+    assert message in captured
+    assert captured.count("\n") == 1
+    assert captured.startswith("train-final: ")
+    assert not (here / "runs").exists()
+
+
+def test_a_diverging_run_fails_and_says_why(here: Path, capsys) -> None:
+    config = (Path(__file__).parents[2] / "experiments" / "smoke.yaml").read_text()
+    (here / "wild.yaml").write_text(
+        config.replace(
+            "training: {optimizer: adamw, learning_rate: 0.003", "training: {optimizer: sgd, learning_rate: 1.0e+30"
+        )
+    )
+    assert train_final(["--config", "wild.yaml"]) == 1
+    assert "the training loss is" in capsys.readouterr().err
+    assert not (here / "runs" / "final" / "model.pt").exists()

@@ -1,0 +1,197 @@
+"""nas-search and nas-export without Ray: everything that happens before a trial, and exports."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from detector.architecture import PRIORS, Architecture
+from detector.errors import UserError
+from nas.cli import export, search
+from nas.lock import study_lock
+from nas.store import Outcome, Store, Study
+from tests.nas.fakes import SPACE, run
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refused(capsys, status: int) -> str:
+    """The one line of a refusal."""
+    captured = capsys.readouterr()
+    assert status == 2
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "shapez"], "config shapez: cannot be read"),
+        (["--config", "bccd"], "needs --data DIR"),
+        (["--config", "smoke", "--data", "."], "this configuration generates its data"),
+        (["--config", "bccd", "--data", "absent"], "absent: no such folder"),
+        (["--config", "smoke", "--prior", "absent.json"], "prior absent.json"),
+        (["--config", "smoke", "--database", "absent/nas.db"], "its folder absent does not exist"),
+        (["--config", "smoke", "--database", "noise.db"], "is no SQLite database"),
+        (["--episodes", "0"], "--episodes: 0 given, must be a whole number of 1 or more"),
+        (["--workers", "x"], "--workers: x given"),
+        (["--gpus-per-trial", "1.5"], "--gpus-per-trial: 1.5 given"),
+        (["--algorithm", "magic"], "invalid choice: 'magic'"),
+    ],
+)
+def test_mistakes_are_one_line_exit_2_and_leave_nothing(here: Path, capsys, arguments: list[str], message: str) -> None:
+    (here / "noise.db").write_text("no database" * 100)
+    before = {path: path.read_bytes() for path in here.iterdir()}
+    assert message in refused(capsys, search(arguments))
+    assert {path: path.read_bytes() for path in here.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["annotations"][0].update(bbox=[1, 1, 0, 4]), "annotation 1: bbox [1, 1, 0, 4] has no area"),
+        (lambda d: d["images"][0].update(file_name="gone.png"), "gone.png: image 1 of"),
+    ],
+)
+def test_broken_data_is_refused_before_anything_is_written(here, tiny_coco, capsys, change, message) -> None:
+    path = tiny_coco / "annotations" / "instances_train.json"
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+    assert message in refused(capsys, search(["--config", "bccd", "--data", str(tiny_coco)]))
+    assert not (here / "nas.db").exists()
+
+
+def test_a_running_study_is_refused_with_its_holder(here: Path, capsys) -> None:
+    with study_lock("nas.db", "default"):
+        assert "is being searched by process" in refused(capsys, search(["--config", "smoke"]))
+
+
+@pytest.fixture
+def exported(here: Path) -> Store:
+    """A study as nas-search leaves it, with made-up rewards."""
+    from detector.config import load_config
+    from nas.config import Config
+
+    store = Store("nas.db")
+    config = load_config("smoke", Config).model_dump(mode="json")
+    study_id = store.open_study(Study("default", config, 0, "data"))
+    for number, (name, reward) in enumerate((("nas-fpn", 0.3), ("fpn", 0.5))):
+        graph = PRIORS[name]
+        decisions, log_prob = SPACE.decisions(graph), None if number == 0 else -1.0
+        episode = store.start_episode(study_id, number, graph, decisions, log_prob, 0, seed=0, budget=3)
+        store.finish_evaluation(episode.evaluation_id, Outcome(reward))
+    return store
+
+
+def test_best_is_exported_with_where_it_was_found(here: Path, exported: Store) -> None:
+    assert export(["--best"]) == 0
+    graph = Architecture.load(here / "best.json")
+    assert graph.hash == PRIORS["fpn"].hash
+    found = graph.found
+    assert (found["study"], found["episode"], found["reward"], found["prior_reward"]) == ("default", 1, 0.5, 0.3)
+    assert set(found["config"]) == {"data", "detector", "training"}
+
+
+def test_top_and_episode_and_standard_output(here: Path, exported: Store, capsys) -> None:
+    assert export(["--top", "5", "--output", "g.json"]) == 0
+    assert sorted(path.name for path in here.glob("g*.json")) == ["g-1.json", "g-2.json"]
+    assert Architecture.load(here / "g-1.json").found["episode"] == 1
+    capsys.readouterr()
+    assert export(["--episode", "0", "--output", "-"]) == 0
+    assert Architecture.from_dict(json.loads(capsys.readouterr().out)).hash == PRIORS["nas-fpn"].hash
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--best", "--database", "absent.db"], "absent.db: no such file"),
+        (["--best", "--study", "x"], "has no study 'x'; it holds default"),
+        (["--episode", "9"], "has no episode 9; it has 2, from 0"),
+        ([], "one of the arguments --best --top --episode is required"),
+        (["--best", "--output", "nas.db/best.json"], "cannot be written"),
+        (["--best", "--output", "."], "is a folder; give a file"),
+    ],
+)
+def test_export_mistakes(here: Path, exported: Store, capsys, arguments: list[str], message: str) -> None:
+    assert message in refused(capsys, export(arguments))
+
+
+def test_a_finished_study_says_what_to_do(here: Path, capsys, monkeypatch) -> None:
+    from detector.coco import load_split
+    from detector.config import load_config
+    from nas.cli import _identity
+    from nas.config import Config
+
+    config = load_config("smoke", Config)
+    store = Store("nas.db")
+    identity = _identity(config, PRIORS["nas-fpn"])
+    store.open_study(Study("default", identity, 0, load_split(config.data, None, "train").hash))
+    run(schedule_of(store), workers=2)
+    assert search(["--config", "smoke", "--episodes", "12"]) == 0
+    shown = capsys.readouterr().out
+    assert "nothing to do; --episodes 24 extends it, --study NAME starts anew" in shown
+    assert "next: nas-export --best" in shown
+    assert "seed is 0, now 1" in refused(capsys, search(["--config", "smoke", "--seed", "1"]))
+    assert "search.algorithm is reinforce, now random" in refused(
+        capsys, search(["--config", "smoke", "--algorithm", "random"])
+    )
+
+
+def schedule_of(store: Store):
+    from nas.study import Schedule
+    from tests.nas.fakes import PRIOR, controller
+
+    return Schedule(store, 1, controller(), SPACE, PRIOR, episodes=12, batch=4, lag=1, seed=0, budget=3)
+
+
+def test_gpus_that_are_not_there_are_refused(here: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would wait for them for ever."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert "--gpus-per-trial 2: this machine has 1 GPUs" in refused(
+        capsys, search(["--config", "smoke", "--gpus-per-trial", "2"])
+    )
+
+
+def test_a_refused_search_leaves_no_study_behind(here: Path, capsys) -> None:
+    """The mistake mended, the same study name must be free for the mended configuration."""
+    text = (Path(__file__).parents[2] / "experiments" / "smoke.yaml").read_text()
+    (here / "c.yaml").write_text(text.replace("  protocol: frozen\n", "  protocol: frozen\n  cache_limit_gb: 1.0e-6\n"))
+    assert "over proxy.cache_limit_gb" in refused(capsys, search(["--config", "c.yaml"]))
+    with pytest.raises(UserError, match="holds no study"):
+        Store("nas.db", read_only=True).find_study("default")
+
+
+def test_a_database_that_is_damaged_underway_is_one_line(here: Path, exported: Store, capsys) -> None:
+    exported.close()
+    content = bytearray((here / "nas.db").read_bytes())
+    content[4096:] = b"\xff" * (len(content) - 4096)
+    for leftover in here.glob("nas.db-*"):
+        leftover.unlink()
+    (here / "nas.db").write_bytes(content)
+    status = export(["--best"])
+    captured = capsys.readouterr().err
+    assert status in (1, 2)
+    assert captured.count("\n") == 1
+    assert "nas.db" in captured
+
+
+def test_weights_files_are_named_by_their_content(here: Path) -> None:
+    from detector.config import load_config
+    from nas.cli import _identity
+    from nas.config import Config
+
+    config = load_config("smoke", Config)
+    for name in ("a.pt", "b.pt"):
+        (here / name).write_bytes(b"weights")
+    identities = []
+    for name in ("a.pt", "b.pt"):
+        backbone = config.detector.backbone.model_copy(update={"weights": name})
+        detector = config.detector.model_copy(update={"backbone": backbone})
+        identities.append(_identity(config.model_copy(update={"detector": detector}), None))
+    assert identities[0] == identities[1]
+    assert "a.pt" not in json.dumps(identities[0])

@@ -1,0 +1,162 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from detector.architecture import PRIORS, Architecture, MergeCell
+from detector.coco import load_split
+from detector.config import load_config
+from detector.errors import UserError
+from nas.config import Config
+from nas.pool import CellPool, draw_graph
+from nas.preparation import FeatureCache, divide, features_folder, load_heads, prepare
+from nas.proxy import FrozenProxy, load_proxy, prepare_proxy
+from nas.space import space_around
+
+CONFIG = load_config("smoke", Config)
+PRIOR = PRIORS["nas-fpn"]
+CPU = torch.device("cpu")
+
+
+def quiet(what: str, step: int, steps: int) -> None:
+    assert 0 < step <= steps, what
+
+
+@pytest.fixture(scope="module")
+def proxy() -> FrozenProxy:
+    loaded = load_proxy(CONFIG, load_split(CONFIG.data, None, "train"), PRIOR, CPU, quiet)
+    assert isinstance(loaded, FrozenProxy)
+    return loaded
+
+
+def test_parts_are_disjoint_cover_everything_and_follow_ids_alone() -> None:
+    data = load_split(CONFIG.data, None, "train")
+    parts = divide(data, CONFIG.proxy.parts)
+    ids = [set(part.image_ids.tolist()) for part in parts.values()]
+    assert sum(map(len, ids)) == len(set().union(*ids)) == len(data)
+    half = divide(data.subset(np.arange(0, len(data), 2)), CONFIG.proxy.parts)
+    assert all(set(half[name].image_ids.tolist()) <= set(parts[name].image_ids.tolist()) for name in parts)
+
+
+def test_parts_without_objects_are_refused(tiny_coco: Path) -> None:
+    config = load_config("bccd", Config)
+    with pytest.raises(UserError, match=r"part .* without objects; add images or set proxy\.parts"):
+        divide(load_split(config.data, tiny_coco, "train"), (0.01, 0.01, 0.98))
+
+
+def test_a_trial_resets_every_random_state(proxy: FrozenProxy) -> None:
+    first = proxy.evaluate(PRIOR, 0)
+    proxy.evaluate(PRIORS["nas-fpn"], 1)
+    torch.rand(7)
+    assert proxy.evaluate(PRIOR, 0) == first
+
+
+def test_isomorphic_graphs_get_the_same_reward(proxy: FrozenProxy) -> None:
+    from tests.detector.test_architecture import relabelled
+
+    outputs = [((0, 3), 3), ((1, 4), 4), ((2, 0), 5), ((3, 1), 6), ((4, 2), 7)]
+    graph = Architecture(tuple(MergeCell(inputs, level, "sum") for inputs, level in outputs))
+    other = relabelled(graph, (4, 2, 0, 3, 1), swap=True)
+    fpn_pool = load_proxy(CONFIG, load_split(CONFIG.data, None, "train"), PRIORS["fpn"], CPU, quiet)
+    reward = fpn_pool.evaluate(graph, 0)
+    assert reward > 0
+    assert fpn_pool.evaluate(other, 0) == reward
+
+
+def test_cached_maps_are_the_detector_s_own(proxy: FrozenProxy) -> None:
+    from detector.cascade_rcnn import CascadeRcnn
+    from nas.preparation import canvas_loader
+
+    model = CascadeRcnn(CONFIG.proxy_detector, None, 8, batched=True)
+    model.load_state_dict(torch.load(features_folder(proxy.folder) / "detector.pt", weights_only=True))
+    model.eval()
+    part = divide(load_split(CONFIG.data, None, "train"), CONFIG.proxy.parts)["reward"]
+    batch = next(canvas_loader(part, CONFIG.proxy, CONFIG.proxy_detector, 4).ordered())
+    with torch.no_grad():
+        wanted = model.features(batch.to(CPU).images)
+    cached = FeatureCache(features_folder(proxy.folder), "reward", CPU).batch(torch.arange(4))
+    for ours, theirs in zip(cached.features, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=2e-3)  # half precision
+    assert cached.image_hw.equal(batch.image_hw)
+    for ours, theirs in zip(cached.targets.boxes, batch.targets.boxes, strict=True):
+        assert ours[: len(theirs)].equal(theirs)
+
+
+def test_shuffled_batches_cover_each_image_once_an_epoch(proxy: FrozenProxy) -> None:
+    cache = proxy.trial_cache
+    maps = [batch.features[0].flatten(1).sum(1) for batch in cache.shuffled(len(cache) // 3, 3, seed=0)]
+    whole = cache.batch(torch.arange(len(cache))).features[0].flatten(1).sum(1)
+    seen = torch.cat(maps).tolist()
+    assert len(set(whole.tolist())) == len(cache)
+    assert len(seen) > len(cache) - 3
+    assert len(set(seen)) == len(seen)
+    assert set(seen) <= set(whole.tolist())
+
+
+def test_a_trial_starts_from_the_pool_s_cells_and_heads(proxy: FrozenProxy) -> None:
+    heads = load_heads(proxy.folder, CONFIG, 8, PRIOR, CPU)
+    state = torch.load(proxy.folder / "pool.pt", weights_only=True)
+    for position, cell in enumerate(PRIOR.cells):
+        weight = state["pool"][f"cells.repeat0_cell{position}_p{cell.level}.conv.weight"]
+        assert heads.pyramid.cells[position].conv.weight.equal(weight)
+    assert heads.cascade.heads[0].reduce.weight.equal(state["heads"]["cascade.heads.0.reduce.weight"])
+
+
+def test_pyramids_of_the_pool_share_its_weights() -> None:
+    pool = CellPool(7, 1, 4, "bn")
+    first, second = pool.pyramid(PRIOR), pool.pyramid(PRIOR)
+    assert first.cells[0].conv.weight is second.cells[0].conv.weight
+    assert len({id(cell) for cell in pool.cells.values()}) == 35
+
+
+def test_pool_graphs_are_canonical_and_half_are_near_the_prior() -> None:
+    space, stream = space_around(PRIOR), np.random.default_rng(0)
+    graphs = [draw_graph(space, PRIOR, stream) for _ in range(300)]
+    assert all(graph == graph.canonical() for graph in graphs)
+    wanted = set(PRIOR.canonical().cells)
+    near = sum(len(wanted & set(graph.cells)) >= 2 for graph in graphs)
+    assert 75 < near < 220
+
+
+def test_preparation_is_shared_and_keyed_by_what_matters(proxy: FrozenProxy) -> None:
+    data = load_split(CONFIG.data, None, "train")
+
+    def folder(config: Config, prior=PRIOR) -> Path:
+        return prepare(config, data, prior, CPU, quiet)
+
+    trial = CONFIG.proxy.trial.model_copy(update={"steps": 5})
+    assert folder(CONFIG.model_copy(update={"proxy": CONFIG.proxy.model_copy(update={"trial": trial})})) == proxy.folder
+    other_prior = folder(CONFIG, PRIORS["fpn"])
+    assert other_prior != proxy.folder
+    assert other_prior.parent == proxy.folder.parent
+    seeded = folder(CONFIG.model_copy(update={"proxy": CONFIG.proxy.model_copy(update={"seed": 1})}))
+    assert seeded.parent != proxy.folder.parent
+
+
+def test_a_cache_over_the_limit_is_refused_with_its_size() -> None:
+    proxy = CONFIG.proxy.model_copy(update={"cache_limit_gb": 1e-4})
+    config = CONFIG.model_copy(update={"proxy": proxy})
+    data = load_split(CONFIG.data, None, "train")
+    with pytest.raises(UserError, match=r"would cache 0\.0 GB .*over proxy.cache_limit_gb 0.0001"):
+        prepare_proxy(config, data, PRIOR, CPU, quiet)
+
+
+def test_full_protocol_trains_a_whole_detector() -> None:
+    full = CONFIG.model_copy(update={"proxy": CONFIG.proxy.model_copy(update={"protocol": "full"})})
+    data = load_split(CONFIG.data, None, "train")
+    prepare_proxy(full, data, PRIOR, CPU, quiet)
+    proxy = load_proxy(full, data, PRIOR, CPU, quiet)
+    first = proxy.evaluate(PRIOR, 0)
+    assert 0 <= first <= 1
+    assert proxy.evaluate(PRIOR, 0) == first
+
+
+def test_full_protocol_finds_mistakes_before_the_first_trial(tmp_path: Path) -> None:
+    backbone = CONFIG.detector.backbone.model_copy(update={"weights": str(tmp_path / "no.pt")})
+    detector = CONFIG.detector.model_copy(update={"backbone": backbone})
+    full = CONFIG.model_copy(
+        update={"detector": detector, "proxy": CONFIG.proxy.model_copy(update={"protocol": "full"})}
+    )
+    with pytest.raises(UserError, match=r"no\.pt cannot be loaded"):
+        prepare_proxy(full, load_split(CONFIG.data, None, "train"), PRIOR, CPU, quiet)

@@ -1,0 +1,104 @@
+"""The whole service: nas-search as a user starts it, with Ray."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.ray
+
+SEARCH = [sys.executable, "-c", "import sys; from nas.cli import search; sys.exit(search())", "--config", "smoke"]
+
+
+def table(folder: Path) -> list[tuple]:
+    with sqlite3.connect(folder / "nas.db") as connection:
+        return connection.execute(
+            "SELECT number, architecture_hash, decisions, log_prob, policy_version, state, cause, reward "
+            "FROM episode ORDER BY number"
+        ).fetchall()
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    folder.mkdir(exist_ok=True)
+    with open(folder / "log", "a") as log:
+        return subprocess.Popen([*SEARCH, *arguments], cwd=folder, stdout=log, stderr=log, start_new_session=True)
+
+
+def finish(process: subprocess.Popen, folder: Path) -> str:
+    status = process.wait(timeout=180)
+    log = (folder / "log").read_text()
+    assert status == 0, log
+    return log
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> list[tuple]:
+    """The table of an uninterrupted search with one worker."""
+    folder = tmp_path_factory.mktemp("whole")
+    log = finish(start(folder, "--episodes", "14", "--workers", "1"), folder)
+    assert "dashboard: http://127.0.0.1:" in log
+    return table(folder)
+
+
+def test_a_search_records_every_episode_once(whole: list[tuple]) -> None:
+    assert [row[0] for row in whole] == list(range(14))
+    assert all(row[5] in ("done", "reused") and row[7] is not None for row in whole)
+
+
+@pytest.mark.parametrize("workers", ["2", "3"])
+def test_the_table_does_not_depend_on_the_number_of_workers(tmp_path: Path, whole: list[tuple], workers: str) -> None:
+    finish(start(tmp_path / "run", "--episodes", "14", "--workers", workers), tmp_path / "run")
+    assert table(tmp_path / "run") == whole
+
+
+def test_kill_9_then_the_same_command_gives_the_same_table(tmp_path: Path, whole: list[tuple]) -> None:
+    """The whole process group dies while trials run; then a worker dies in the second run, and is replaced."""
+    folder = tmp_path / "run"
+    process = start(folder, "--episodes", "14", "--workers", "2")
+    wait_for(folder, 3)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert len(table(folder)) < 14
+    process = start(folder, "--episodes", "14", "--workers", "2")
+    wait_for(folder, 7)
+    kill_a_worker(process)
+    finish(process, folder)
+    assert table(folder) == whole
+
+
+def test_sigterm_leaves_with_143_and_the_search_goes_on(tmp_path: Path, whole: list[tuple]) -> None:
+    folder = tmp_path / "run"
+    process = start(folder, "--episodes", "14", "--workers", "2")
+    wait_for(folder, 2)
+    process.terminate()
+    assert process.wait(timeout=60) == 143
+    finish(start(folder, "--episodes", "14", "--workers", "2"), folder)
+    assert table(folder) == whole
+
+
+def wait_for(folder: Path, settled: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        time.sleep(0.05)
+        try:
+            if sum(row[5] != "running" for row in table(folder)) >= settled:
+                return
+        except sqlite3.OperationalError:
+            pass
+    pytest.fail((folder / "log").read_text())
+
+
+def kill_a_worker(driver: subprocess.Popen) -> None:
+    """One of the processes that run trials."""
+    import psutil
+
+    for process in psutil.Process(driver.pid).children(recursive=True):
+        if "ResourceTrainable" in " ".join(process.cmdline()):
+            process.kill()
+            return
+    pytest.fail("no worker found")

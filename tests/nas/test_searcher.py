@@ -1,0 +1,63 @@
+"""Tune's side of a schedule, called as Tune calls it, without starting Ray."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ray.tune")
+
+from ray.tune.search import Searcher
+
+from detector.errors import UserError
+from nas.search import ScheduleSearcher
+from nas.store import Cause, Outcome, State, Store
+from tests.nas.fakes import schedule
+
+
+@pytest.fixture
+def searcher(tmp_path: Path) -> ScheduleSearcher:
+    return ScheduleSearcher(schedule(Store(str(tmp_path / "s.db")), 12), lambda episodes: None)
+
+
+def done(ap: float) -> dict:
+    return {"outcome": tuple(Outcome(ap, None, 0.1, "here"))}
+
+
+def test_proposes_until_a_batch_must_end_then_finishes(searcher: ScheduleSearcher) -> None:
+    waiting, number = [], 0
+    while isinstance(searcher.suggest(f"t{number}"), dict):
+        waiting.append(f"t{number}")
+        number += 1
+    assert searcher.suggest("x") is None
+    while waiting:
+        searcher.on_trial_complete(waiting.pop(), done(0.1 + 0.01 * len(waiting)))
+        while isinstance(searcher.suggest(f"t{number}"), dict):
+            waiting.append(f"t{number}")
+            number += 1
+    assert searcher.suggest("x") == Searcher.FINISHED
+    assert [e.state for e in searcher.schedule.store.episodes(1)].count(State.RUNNING) == 0
+
+
+def test_a_dead_worker_is_lost_and_no_reward(searcher: ScheduleSearcher) -> None:
+    searcher.suggest("a")
+    searcher.suggest("b")
+    searcher.on_trial_complete("a", done(0.5))
+    searcher.on_trial_complete("b", None, error=True)
+    first, second = searcher.schedule.store.episodes(1)
+    assert first.reward == 0.5
+    assert (second.state, second.cause, second.reward) == (State.FAILED, Cause.LOST, None)
+
+
+def test_a_user_s_mistake_found_by_a_worker_ends_the_search_and_fails_no_graph(searcher: ScheduleSearcher) -> None:
+    searcher.suggest("a")
+    searcher.on_trial_complete("a", {"mistake": "x.jpg (image 3): cannot be decoded"})
+    assert isinstance(searcher.error, UserError)
+    assert searcher.schedule.store.episodes(1)[0].state == State.RUNNING
+
+
+def test_an_error_of_our_own_ends_the_search_and_is_kept(searcher: ScheduleSearcher, monkeypatch) -> None:
+    searcher.suggest("a")
+    monkeypatch.setattr(searcher.schedule.store, "finish_evaluation", lambda *args: 1 / 0)
+    searcher.on_trial_complete("a", done(0.5))
+    assert isinstance(searcher.error, ZeroDivisionError)
+    assert searcher.suggest("b") == Searcher.FINISHED

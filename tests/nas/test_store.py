@@ -1,0 +1,150 @@
+import sqlite3
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from controller.proposer import ProposerState
+from detector.architecture import PRIORS
+from detector.errors import UserError
+from nas.store import Outcome, State, Store, Study
+
+STUDY = Study("default", {"search": {"lag": 1}, "data": {"source": "shapes"}}, 0, "abc")
+STATE = ProposerState(b"weights", b"optimizer", 0.5, 1.2, [[0.25, 0.75]])
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "nas.db"))
+
+
+def start(store: Store, number: int, name: str = "nas-fpn"):
+    return store.start_episode(1, number, PRIORS[name], [1, 2], -3.5, 0, seed=0, budget=30)
+
+
+def test_commits_are_visible_to_a_second_connection(store: Store, tmp_path: Path) -> None:
+    store.open_study(STUDY)
+    evaluation = start(store, 0).evaluation_id
+    store.finish_evaluation(evaluation, Outcome(0.25, None, 1.5, "host:1"))
+    with create_engine(f"sqlite:///{tmp_path / 'nas.db'}").connect() as other:
+        row = other.execute(text("SELECT state, reward FROM episode")).one()
+        assert tuple(row) == ("done", 0.25)
+        assert other.execute(text("PRAGMA journal_mode")).scalar() == "wal"
+
+
+def test_graph_and_episode_round_trip(store: Store) -> None:
+    store.open_study(STUDY)
+    episode = start(store, 0)
+    assert store.episodes(1) == [episode]
+    assert episode.decisions == (1, 2)
+    assert episode.log_prob == -3.5
+    assert store.architecture(episode.architecture_hash) == PRIORS["nas-fpn"].canonical()
+
+
+def test_an_evaluation_ends_once(store: Store) -> None:
+    store.open_study(STUDY)
+    evaluation = start(store, 0).evaluation_id
+    store.finish_evaluation(evaluation, Outcome(0.25))
+    with pytest.raises(RuntimeError, match="is not running"):
+        store.finish_evaluation(evaluation, Outcome(0.5))
+    assert store.episodes(1)[0].reward == 0.25
+
+
+def test_a_graph_that_ended_is_reused_at_once(store: Store) -> None:
+    store.open_study(STUDY)
+    store.finish_evaluation(start(store, 0).evaluation_id, Outcome(0.25))
+    again = start(store, 1)
+    assert (again.state, again.reward) == (State.REUSED, 0.25)
+
+
+def test_studies_do_not_share_rewards(store: Store) -> None:
+    store.open_study(STUDY)
+    store.finish_evaluation(start(store, 0).evaluation_id, Outcome(0.25))
+    other = store.open_study(STUDY._replace(name="other"))
+    episode = store.start_episode(other, 0, PRIORS["nas-fpn"], [1], None, 0, seed=0, budget=30)
+    assert episode.state == State.RUNNING
+
+
+def test_only_the_newest_policies_keep_their_weights(store: Store, tmp_path: Path) -> None:
+    store.open_study(STUDY)
+    for version in range(1, 6):
+        store.save_policy(1, version, STATE, keep=3)
+    assert list(store.policies(1)) == [3, 4, 5]
+    assert store.policies(1)[5] == STATE
+    with sqlite3.connect(tmp_path / "nas.db") as other:
+        assert other.execute("SELECT count(*) FROM policy WHERE baseline = 0.5").fetchone() == (5,)
+
+
+def test_the_same_study_opens_again_and_another_is_refused_with_the_difference(store: Store) -> None:
+    assert store.open_study(STUDY) == store.open_study(STUDY)
+    for change, message in (
+        ({"seed": 3}, "seed is 0, now 3"),
+        ({"data_hash": "xyz"}, "data hash is abc, now xyz"),
+        ({"config": {**STUDY.config, "search": {"lag": 2}}}, r"search\.lag is 1, now 2"),
+    ):
+        with pytest.raises(UserError, match=message):
+            store.open_study(STUDY._replace(**change))
+
+
+def test_unknown_study_names_those_there_are(store: Store, tmp_path: Path) -> None:
+    store.open_study(STUDY)
+    with pytest.raises(UserError, match="no study 'x'; it holds default"):
+        Store(str(tmp_path / "nas.db"), read_only=True).find_study("x")
+
+
+def test_readers_need_an_existing_database_and_cannot_write(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        Store(str(tmp_path / "absent.db"), read_only=True)
+    assert not (tmp_path / "absent.db").exists()
+    reader = Store(str(tmp_path / "nas.db"), read_only=True)
+    with pytest.raises(Exception, match="readonly"):
+        reader.open_study(STUDY)
+
+
+def test_files_that_are_no_store_are_refused_untouched(tmp_path: Path) -> None:
+    noise, foreign, newer = (tmp_path / name for name in ("noise.db", "foreign.db", "newer.db"))
+    noise.write_bytes(b"not a database at all" * 100)
+    with sqlite3.connect(foreign) as connection:
+        connection.execute("CREATE TABLE songs (id INTEGER)")
+    Store(str(newer)).close()
+    with sqlite3.connect(newer) as connection:
+        connection.execute("UPDATE schema SET version = 99")
+    for path, message in (
+        (noise, "is no SQLite database"),
+        (foreign, r"another program's tables \(songs\)"),
+        (newer, "schema version 99, this program reads 1"),
+    ):
+        before = path.read_bytes()
+        with pytest.raises(UserError, match=message):
+            Store(str(path))
+        if path is noise:
+            assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("database", "message"),
+    [
+        ("/nowhere/at/all/nas.db", "its folder /nowhere/at/all does not exist"),
+        ("/tmp", "is a folder"),
+        ("nosuch://host/db", "no driver"),
+        ("http:://", "neither a path nor a database URL|no driver"),
+        ("sqlite://host/nas.db", "names no file"),
+        (":memory:", "names no file"),
+    ],
+)
+def test_places_that_cannot_hold_a_store(database: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Store(database)
+
+
+def test_a_folder_that_cannot_be_written() -> None:
+    """/proc takes no files from anyone, root included."""
+    with pytest.raises(UserError, match="cannot be used"):
+        Store("/proc/nas.db")
+
+
+def test_names_with_characters_of_urls_are_names(tmp_path: Path) -> None:
+    path = tmp_path / "run#1 %41?.db"
+    Store(str(path)).close()
+    assert path.is_file()
+    Store(str(path), read_only=True)
