@@ -16,13 +16,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("NAS_CACHE") or default).absolute()
 
 
-def open_lock(path: Path) -> TextIO:
-    """A file to lock; its content is kept. Raises UserError if it cannot be written."""
+def open_lock(path: Path, place: str = "the cache folder (NAS_CACHE moves it)") -> TextIO:
+    """A file to lock; its content is kept. Raises UserError naming the place if it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return open(path, "a+", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); NAS_CACHE moves the cache folder") from error
+        raise UserError(f"{place}: {path} cannot be written ({error.strerror})") from error
 
 
 def build_once(name: str, build: Callable[[Path], None]) -> Path:

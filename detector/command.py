@@ -7,12 +7,15 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from threading import Event
 from types import FrameType
 from typing import Any, NoReturn
 
 from detector.errors import NonFiniteLossError, UserError
 
 USER_ERROR, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
+
+_is_terminating = Event()
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,7 +29,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def guarded(name: str, command: Callable[[], int], *, interrupted: str = "interrupted") -> int:
-    """Run a command; its exit code: 2 and one line for a mistake, 1 if training diverged, 130 SIGINT, 143 SIGTERM."""
+    """Run a command; its exit code: 2 and one line for a mistake, 1 if training diverged, 130 SIGINT, 143 SIGTERM.
+
+    After a SIGTERM the code is 143 whatever the exit turned into on its way here: Ray changes it where it meets Ray's
+    own code.
+    """
+    _is_terminating.clear()
     exit_on_sigterm()
     try:
         return command()
@@ -39,14 +47,20 @@ def guarded(name: str, command: Callable[[], int], *, interrupted: str = "interr
     except KeyboardInterrupt:
         print(f"{name}: {interrupted}", file=sys.stderr)
         return INTERRUPTED
+    except BaseException:
+        if not _is_terminating.is_set():
+            raise
+        print(f"{name}: {interrupted}", file=sys.stderr)
+        return TERMINATED
 
 
 def exit_on_sigterm() -> None:
-    """Leave through `finally` clauses when asked to terminate."""
+    """Leave through `finally` clauses when asked to terminate. For the main thread."""
     signal.signal(signal.SIGTERM, _terminate)
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    _is_terminating.set()
     raise SystemExit(TERMINATED)
 
 

@@ -28,7 +28,7 @@ from nas.config import Config, SearchConfig
 from nas.lock import study_lock
 from nas.proxy import choose_device, prepare_proxy
 from nas.space import NasFpnSpace, load_prior, space_around
-from nas.store import Episode, State, Store, Study
+from nas.store import Episode, State, Store, Study, sqlite_path
 from nas.study import Schedule
 from nas.trial import ProxySource
 
@@ -122,15 +122,23 @@ def _search(args: argparse.Namespace) -> int:
     data = load_split(config.data, args.data, "train")
     if data.skipped:
         print(f"{data.annotations}: {data.skipped} boxes without area left out")
-    store = Store(args.database)
+    study = Study(args.study, _identity(config, prior), args.seed, data.hash)
     with study_lock(args.database, args.study):
-        study = Study(args.study, _identity(config, prior), args.seed, data.hash)
-        study_id = store.check_study(study)
-        episodes = [] if study_id is None else store.episodes(study_id)
+        episodes = _stored_episodes(args.database, study)
         if sum(episode.state != State.RUNNING for episode in episodes) >= args.episodes:
             _say_finished(args, episodes)
             return 0
-        return _run(args, config, prior, data, store, study)
+        return _run(args, config, prior, data, study)
+
+
+def _stored_episodes(database: str, study: Study) -> list[Episode]:
+    """What the study has so far. A database that is not there yet is made once the search can run, not before."""
+    path = sqlite_path(database)
+    if path is not None and not path.exists():
+        return []
+    store = Store(database)
+    study_id = store.check_study(study)
+    return [] if study_id is None else store.episodes(study_id)
 
 
 def _resolve(args: argparse.Namespace) -> Config:
@@ -153,7 +161,6 @@ def _run(
     config: Config,
     prior: Architecture | None,
     data: CocoData,
-    store: Store,
     study: Study,
 ) -> int:
     from nas.search import Cluster, RemoteController, ray_session, run  # Ray takes seconds to import
@@ -170,6 +177,7 @@ def _run(
             print(f"dashboard: http://{dashboard} (it asks for a token: ray get-auth-token)", flush=True)
             make = partial(make_controller, config.search, space, prior, args.seed)
             controller = RemoteController(args.study, make)
+            store = Store(args.database)
             schedule = Schedule(
                 store,
                 store.open_study(study),

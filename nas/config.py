@@ -17,7 +17,7 @@ class SearchConfig(Section):
     prior_distance: PositiveFloat = 3.0  # decisions in which first samples differ from the prior, on average
     hidden: PositiveInt = 64
     learning_rate: PositiveFloat = 7e-3
-    entropy_weight: NonNegativeFloat = 0.01  # per decision, in units of the rewards' spread
+    entropy_weight: NonNegativeFloat = 0.04  # per decision, in units of the rewards' spread
     baseline_decay: PositiveFloat = Field(default=0.7, lt=1)  # of the moving mean over batches
     population: PositiveInt = 50  # of evolution
     tournament: PositiveInt = 10

@@ -17,7 +17,7 @@ from controller.controller import Controller
 from controller.policy import Proposal
 from controller.proposer import ProposerState, Rewarded
 from detector.architecture import Architecture
-from detector.command import exit_on_sigterm
+from detector.command import TERMINATED, exit_on_sigterm
 from detector.errors import UserError
 from nas.store import Cause, Episode, Outcome
 from nas.study import Schedule
@@ -193,6 +193,8 @@ def ray_session(cluster: Cluster) -> Iterator[str]:
     level = logging.INFO if cluster.verbose else logging.ERROR
     try:
         context = ray.init(namespace=NAMESPACE, logging_level=level, log_to_driver=cluster.verbose, **options)
+    except SystemExit:  # from Ray's own SIGTERM handler; its clean-up of a start that was cut short would abort
+        os._exit(TERMINATED)
     except (ConnectionError, ValueError) as error:
         where = f"--address {cluster.address}: no Ray cluster can be joined there" if cluster.address else "Ray"
         raise UserError(f"{where} ({str(error).splitlines()[0]})") from error

@@ -390,20 +390,14 @@ def _episode(row: EpisodeRow) -> Episode:
 
 def _engine(database: str, read_only: bool) -> Engine:
     url = database_url(database)
-    if url.get_backend_name() != "sqlite":
+    path = sqlite_path(database)
+    if path is None:
         try:
             return create_engine(url)
         except (NoSuchModuleError, ModuleNotFoundError, ArgumentError) as error:
             raise UserError(f"--database {database}: no driver for this kind of database ({error})") from error
-    if url.host or not url.database or url.database == ":memory:":
-        raise UserError(f"--database {database}: names no file; give a path, or sqlite:/// and a path")
-    path = Path(str(url.database))
     if read_only and not path.is_file():
         raise UserError(f"--database {database}: no such file; run nas-search first, or name the one it wrote")
-    if not path.parent.is_dir():
-        raise UserError(f"--database {database}: its folder {path.parent} does not exist")
-    if path.is_dir():
-        raise UserError(f"--database {database}: is a folder; give a file")
     mode = "ro" if read_only else "rwc"
     url = url.set(database=f"file:{quote(str(path.absolute()))}").update_query_dict({"uri": "true", "mode": mode})
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
@@ -416,6 +410,21 @@ def _engine(database: str, read_only: bool) -> Engine:
             connection.execute("PRAGMA synchronous=FULL")  # a committed reward survives a power cut
 
     return engine
+
+
+def sqlite_path(database: str) -> Path | None:
+    """The file of a SQLite database, None for a server's. Raises UserError if no file can be there."""
+    url = database_url(database)
+    if url.get_backend_name() != "sqlite":
+        return None
+    if url.host or not url.database or url.database == ":memory:":
+        raise UserError(f"--database {database}: names no file; give a path, or sqlite:/// and a path")
+    path = Path(str(url.database))
+    if not path.parent.is_dir():
+        raise UserError(f"--database {database}: its folder {path.parent} does not exist")
+    if path.is_dir():
+        raise UserError(f"--database {database}: is a folder; give a file")
+    return path
 
 
 def database_url(database: str) -> URL:

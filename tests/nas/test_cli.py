@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from detector.architecture import PRIORS, Architecture
-from detector.errors import UserError
 from nas.cli import export, search
 from nas.lock import study_lock
 from nas.store import Outcome, Store, Study
@@ -157,13 +156,17 @@ def test_gpus_that_are_not_there_are_refused(here: Path, capsys, monkeypatch: py
     )
 
 
-def test_a_refused_search_leaves_no_study_behind(here: Path, capsys) -> None:
+def test_a_search_refused_while_it_prepares_leaves_nothing(here: Path, capsys) -> None:
     """The mistake mended, the same study name must be free for the mended configuration."""
     text = (Path(__file__).parents[2] / "experiments" / "smoke.yaml").read_text()
     (here / "c.yaml").write_text(text.replace("  protocol: frozen\n", "  protocol: frozen\n  cache_limit_gb: 1.0e-6\n"))
     assert "over proxy.cache_limit_gb" in refused(capsys, search(["--config", "c.yaml"]))
-    with pytest.raises(UserError, match="holds no study"):
-        Store("nas.db", read_only=True).find_study("default")
+    assert [path.name for path in here.iterdir()] == ["c.yaml"]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_preparation(capsys) -> None:
+    database = "/proc/nas.db"  # no user can write there, not even root
+    assert f"--database {database}: " in refused(capsys, search(["--config", "smoke", "--database", database]))
 
 
 def test_a_database_that_is_damaged_underway_is_one_line(here: Path, exported: Store, capsys) -> None:

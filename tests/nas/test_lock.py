@@ -1,10 +1,11 @@
-import os
+import fcntl
 import subprocess
 import sys
 
 import pytest
 
 from detector.errors import UserError
+from nas import lock
 from nas.lock import study_lock
 
 HOLD = """
@@ -36,4 +37,21 @@ def test_the_lock_is_free_after_use(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
         with study_lock("a.db", "s"):
-            assert os.getpid()
+            assert len(list(tmp_path.iterdir())) == 1
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_whose_file_its_last_holder_removed_is_taken_anew(tmp_path, monkeypatch) -> None:
+    """Opened before the holder left, locked after: that file is no longer the one that others see."""
+    monkeypatch.chdir(tmp_path)
+    opened = lock.open_lock
+
+    def open_while_the_last_holder_leaves(path, place):
+        file = opened(path, place)
+        monkeypatch.setattr(lock, "open_lock", opened)
+        path.unlink()
+        return file
+
+    monkeypatch.setattr(lock, "open_lock", open_while_the_last_holder_leaves)
+    with study_lock("a.db", "s"), open(*tmp_path.iterdir()) as seen, pytest.raises(BlockingIOError):
+        fcntl.flock(seen, fcntl.LOCK_EX | fcntl.LOCK_NB)
