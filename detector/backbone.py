@@ -12,10 +12,12 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from detector.config import BackboneConfig, DetectorConfig
+from detector.deformable import Deformable, make_deformable
 from detector.errors import UserError
-from detector.norm import norm_layer
+from detector.norm import norm_layer, standardise_weights
 
 NAMED_WEIGHTS = ("none", "pretrained")  # anything else is a file
+FIRST_STAGE = 3  # stages count as C3, C4, C5
 
 
 class Backbone(nn.Module):
@@ -31,6 +33,21 @@ class Backbone(nn.Module):
                 f"detector.backbone.name: {config.name} has strides {self.body.feature_info.reduction()}, "
                 f"base_stride {base_stride} needs {reductions}"
             )
+        if config.weight_standardisation:
+            standardise_weights(self.body)
+        if config.deformable is not None:  # last: the convolutions that predict offsets start at 0, and stay plain
+            self._make_deformable(config, config.deformable)
+
+    def _make_deformable(self, config: BackboneConfig, version: Deformable) -> None:
+        """Raises UserError for a backbone without 3x3 convolutions in the chosen stages."""
+        for level in config.deformable_stages:
+            name = self.body.feature_info.module_name()[level - FIRST_STAGE]
+            stages = dict(self.body.named_modules())
+            if name not in stages or not make_deformable(stages[name], version):
+                raise UserError(
+                    f"detector.backbone.deformable_stages: {config.name} has no 3x3 convolutions in stage {level} "
+                    "that could be deformable; use a ResNet, or set deformable to null"
+                )
 
     def forward(self, images: Tensor) -> list[Tensor]:
         out: list[Tensor] = self.body(images)

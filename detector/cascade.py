@@ -3,35 +3,13 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import batched_nms
 
 from detector import matching
+from detector.box_head import BoxHead
 from detector.boxes import clip, decode, encode
-from detector.config import CascadeConfig
+from detector.config import CascadeConfig, CascadeTest
 from detector.roi_pool import RoiAlign
-from detector.targets import Detections, Proposals, Targets
-
-
-class BoxHead(nn.Module):
-    """Classify and refine the regions of one cascade stage: two fully connected layers (Lin et al. 2017).
-
-    pooled (R, C, S, S) -> logits (R, K + 1), deltas (R, 4). Class K is background; the deltas are shared by all
-    classes, as in arXiv:1712.00726.
-    """
-
-    def __init__(self, channels: int, pool_size: int, num_classes: int, width: int) -> None:
-        super().__init__()
-        self.reduce = nn.Linear(channels * pool_size**2, width)
-        self.mix = nn.Linear(width, width)
-        self.classify = nn.Linear(width, num_classes + 1)
-        self.regress = nn.Linear(width, 4)
-        for layer, std in ((self.classify, 0.01), (self.regress, 0.001)):  # Girshick 2015, arXiv:1504.08083, 4.1
-            nn.init.normal_(layer.weight, std=std)
-            nn.init.zeros_(layer.bias)
-
-    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        regions = self.mix(self.reduce(pooled.flatten(1)).relu()).relu()  # (R, width)
-        return self.classify(regions), self.regress(regions)
+from detector.targets import Proposals, Targets
 
 
 class Cascade(nn.Module):
@@ -44,7 +22,10 @@ class Cascade(nn.Module):
         self.config = config
         self.num_classes = num_classes
         self.pool = pool
-        self.heads = nn.ModuleList(BoxHead(channels, config.pool_size, num_classes, config.width) for _ in config.ious)
+        self.heads = nn.ModuleList(
+            BoxHead(kind, channels, size, num_classes, config.width)
+            for kind, size in zip(config.head_kinds, config.pool_sizes, strict=True)
+        )
         self.register_buffer("delta_stds", torch.tensor(config.delta_stds), persistent=False)
 
     def losses(
@@ -57,7 +38,7 @@ class Cascade(nn.Module):
         losses: dict[str, Tensor] = {}
         regions, is_truth = self._sample(proposals, targets)
         for stage, head in enumerate(self.heads):
-            pooled = self.pool(features, regions.boxes)
+            pooled = self.pool(features, regions.boxes, self.config.pool_sizes[stage])
             logits, deltas = (out.view(*regions.valid.shape, -1) for out in head(pooled))
             std = self.delta_stds[stage]
             labels, goal = self._assign(regions.boxes, targets, self.config.ious[stage], std)
@@ -94,17 +75,43 @@ class Cascade(nn.Module):
             boxes = torch.where(is_truth[..., None], regions.boxes, boxes)
         return Proposals(boxes, regions.valid & (boxes[..., 2:] > boxes[..., :2]).all(-1))
 
-    def detect(self, features: list[Tensor], proposals: Proposals, image_hw: Tensor) -> list[Detections]:
-        """Objects of each image, tested as `input`: every head scores the features at its own input box.
+    def score(
+        self, features: list[Tensor], proposals: Proposals, image_hw: Tensor, mode: CascadeTest
+    ) -> tuple[Proposals, Tensor]:
+        """The last stage's boxes (B, P), and the mean of the heads' softmax without background, (B, P, K).
 
-        Scores are the mean of the heads' softmax, boxes are the last stage's.
+        B0 are the proposals, B1..B3 what each stage makes of the boxes before. mode says where each head scores:
+        `input` at its own input box (B0, B1, B2), `shared` all heads at the last stage's input (B2, as in the paper),
+        `adaptive` each at the box that it predicted itself (B1, B2, B3). Whatever is pooled is pooled once: three
+        poolings, in `adaptive` four.
         """
-        regions, scores = proposals, torch.zeros((), device=proposals.boxes.device)
-        for stage, head in enumerate(self.heads):
-            logits, deltas = (out.view(*regions.valid.shape, -1) for out in head(self.pool(features, regions.boxes)))
-            scores = scores + logits.float().softmax(-1) / len(self.heads)
-            regions = self._refine(regions, deltas, self.delta_stds[stage], image_hw)
-        return select(regions, scores[..., : self.num_classes], self.config)
+        stages, sizes = len(self.heads), self.config.pool_sizes
+        boxes = [proposals]
+        pooled: dict[tuple[int, int], Tensor] = {}
+        outputs: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+        def run(stage: int, place: int) -> tuple[Tensor, Tensor]:
+            """Logits (B, P, K + 1) and deltas (B, P, 4) of a head at boxes B_place."""
+            if (place, sizes[stage]) not in pooled:
+                pooled[place, sizes[stage]] = self.pool(features, boxes[place].boxes, sizes[stage])
+            if (stage, place) not in outputs:
+                logits, deltas = self.heads[stage](pooled[place, sizes[stage]])
+                shape = proposals.valid.shape
+                outputs[stage, place] = logits.view(*shape, -1), deltas.view(*shape, -1)
+            return outputs[stage, place]
+
+        for stage in range(stages):
+            _, deltas = run(stage, stage)
+            boxes.append(self._refine(boxes[stage], deltas, self.delta_stds[stage], image_hw))
+        places = {
+            "input": range(stages),
+            "shared": [stages - 1] * stages,
+            "adaptive": range(1, stages + 1),
+        }[mode]
+        scores = torch.zeros((), device=proposals.boxes.device)
+        for stage, place in enumerate(places):
+            scores = scores + run(stage, place)[0].float().softmax(-1) / stages
+        return boxes[-1], scores[..., : self.num_classes]
 
 
 def stage_losses(logits: Tensor, deltas: Tensor, labels: Tensor, goal: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,13 +130,3 @@ def stage_losses(logits: Tensor, deltas: Tensor, labels: Tensor, goal: Tensor, v
         torch.where(valid, classification, 0.0).sum() / total,
         torch.where(is_object, distance, 0.0).sum() / total,
     )
-
-
-def select(regions: Proposals, scores: Tensor, config: CascadeConfig) -> list[Detections]:
-    """Threshold, NMS within each class, and the best of each image. regions (B, P), scores (B, P, K)."""
-    batch, _, num_classes = scores.shape
-    image, region, label = ((scores > config.score_threshold) & regions.valid[..., None]).nonzero(as_tuple=True)
-    boxes, score = regions.boxes[image, region], scores[image, region, label]
-    kept = batched_nms(boxes, score, image * num_classes + label, config.nms_iou)  # best first
-    of_image = [kept[image[kept] == i][: config.detections] for i in range(batch)]
-    return [Detections(boxes[index], score[index], label[index]) for index in of_image]

@@ -10,6 +10,7 @@ from detector.config import DetectorConfig
 from detector.nas_fpn import NasFpn
 from detector.roi_pool import GatheredRoiAlign, RoiAlign
 from detector.rpn import BatchedRpn, Rpn
+from detector.suppression import select
 from detector.targets import Detections, Proposals, Targets
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # of ImageNet in RGB, what timm's ResNets were trained with
@@ -38,9 +39,10 @@ class DetectionHeads(nn.Module):
         self.rpn = (BatchedRpn if batched else Rpn)(config.rpn, config.channels, config.base_stride)
         cascade = config.cascade
         pool = (GatheredRoiAlign if batched else RoiAlign)(
-            config.base_stride, cascade.pool_size, cascade.sampling_ratio, cascade.level_cells
+            config.base_stride, cascade.sampling_ratio, cascade.level_cells
         )
         self.cascade = Cascade(cascade, pool, config.channels, num_classes)
+        self.testing = config.testing
 
     def forward(self, features: list[Tensor], image_hw: Tensor, targets: Targets) -> dict[str, Tensor]:
         """Losses by name, to be summed."""
@@ -52,10 +54,17 @@ class DetectionHeads(nn.Module):
         return losses
 
     @torch.no_grad()
-    def detect(self, features: list[Tensor], image_hw: Tensor) -> list[Detections]:
+    def score(self, features: list[Tensor], image_hw: Tensor) -> tuple[Proposals, Tensor]:
+        """Regions (B, P) and their class scores (B, P, K), duplicates included."""
         features = self.pyramid(features)
         proposals, _ = self.rpn(features, image_hw, None)
-        return self.cascade.detect(features, proposals, image_hw)
+        scored: tuple[Proposals, Tensor] = self.cascade.score(features, proposals, image_hw, self.testing.cascade)
+        return scored
+
+    @torch.no_grad()
+    def detect(self, features: list[Tensor], image_hw: Tensor) -> list[Detections]:
+        regions, scores = self.score(features, image_hw)
+        return select(regions, scores, self.cascade.config, self.testing)
 
 
 class CascadeRcnn(nn.Module):
@@ -92,6 +101,11 @@ class CascadeRcnn(nn.Module):
         """Losses by name, to be summed."""
         losses: dict[str, Tensor] = self.heads(self.features(images), image_hw, targets)
         return losses
+
+    @torch.no_grad()
+    def score(self, images: Tensor, image_hw: Tensor) -> tuple[Proposals, Tensor]:
+        """Regions (B, P) in pixels of the given images, and their class scores (B, P, K), duplicates included."""
+        return self.heads.score(self.features(images), image_hw)
 
     @torch.no_grad()
     def detect(self, images: Tensor, image_hw: Tensor) -> list[Detections]:

@@ -19,8 +19,14 @@ from pydantic import (
     model_validator,
 )
 
+from detector.box_head import HeadKind
+from detector.deformable import Deformable
 from detector.errors import UserError
 from detector.norm import Norm
+
+CascadeTest = Literal["input", "shared", "adaptive"]
+SoftNms = Literal["linear", "gaussian"]
+Sampling = Literal["uniform", "class_aware", "class_diversity"]
 
 
 class Section(BaseModel):
@@ -57,13 +63,26 @@ class DataConfig(Section):
 
 
 class BackboneConfig(Section):
-    """A timm model. weights: none, pretrained (timm's), or the path of a state dict."""
+    """A timm model. weights: none, pretrained (timm's), or the path of a state dict.
+
+    deformable replaces the 3x3 convolutions of deformable_stages (C3, C4, C5 as 3, 4, 5) by deformable ones.
+    weight_standardisation is for convolutions followed by norm gn (Qiao et al. 2019, arXiv:1903.10520).
+    """
 
     name: str = "resnet50"
     weights: str = "pretrained"
     norm: Norm = "frozen_bn"
     stem_width: PositiveInt | None = None
     channels: tuple[PositiveInt, ...] | None = None
+    weight_standardisation: bool = False
+    deformable: Deformable | None = None
+    deformable_stages: tuple[Literal[3, 4, 5], ...] = (3, 4, 5)
+
+    @model_validator(mode="after")
+    def _standardised_weights_need_group_norm(self) -> Self:
+        if self.weight_standardisation and self.norm != "gn":
+            raise ValueError(f"weight_standardisation needs norm gn (given: {self.norm})")
+        return self
 
     @model_validator(mode="after")
     def _frozen_norm_needs_weights(self) -> Self:
@@ -86,9 +105,13 @@ class RpnConfig(Section):
 
 
 class CascadeConfig(Section):
-    """The three box heads (Cai & Vasconcelos 2018, arXiv:1712.00726)."""
+    """The three box heads (Cai & Vasconcelos 2018, arXiv:1712.00726).
 
-    pool_size: PositiveInt = 7
+    head and pool_size: one value for all stages, or one for each.
+    """
+
+    head: HeadKind | tuple[HeadKind, ...] = "2fc"
+    pool_size: PositiveInt | tuple[PositiveInt, ...] = 7
     sampling_ratio: PositiveInt = 2
     level_cells: PositiveFloat = 14.0  # a box of this many cells' side goes one level up: 224 px at stride 16
     width: PositiveInt = 1024
@@ -107,9 +130,38 @@ class CascadeConfig(Section):
 
     @model_validator(mode="after")
     def _one_of_each_per_stage(self) -> Self:
-        if not len(self.ious) == len(self.delta_stds) == len(self.loss_weights):
-            raise ValueError("ious, delta_stds and loss_weights must have one entry for each stage")
+        each = (self.ious, self.delta_stds, self.loss_weights, self.head_kinds, self.pool_sizes)
+        if len({len(entries) for entries in each}) > 1:
+            raise ValueError("ious, delta_stds, loss_weights, and lists of head or pool_size need one entry a stage")
         return self
+
+    @property
+    def head_kinds(self) -> tuple[HeadKind, ...]:
+        """One for each stage."""
+        return self.head if isinstance(self.head, tuple) else (self.head,) * len(self.ious)
+
+    @property
+    def pool_sizes(self) -> tuple[int, ...]:
+        """One for each stage."""
+        return self.pool_size if isinstance(self.pool_size, tuple) else (self.pool_size,) * len(self.ious)
+
+
+class TestingConfig(Section):
+    """How a trained detector is tested. All of it may differ from run to run with the same weights.
+
+    cascade: where the heads score (detector/cascade.py). scales: short sides at which each image is tested, those of
+    training when empty; long sides are cut to long_side. flip: also the mirrored image. The regions of all are merged
+    before duplicates are suppressed.
+    """
+
+    __test__ = False  # pytest would take it for a test
+
+    cascade: CascadeTest = "input"
+    nms: Literal["hard", "linear", "gaussian"] = "hard"
+    soft_nms_sigma: PositiveFloat = 0.5  # of gaussian Soft-NMS; Bodla et al. 2017, arXiv:1704.04503
+    scales: tuple[PositiveInt, ...] = ()
+    long_side: PositiveInt = 2100
+    flip: bool = False
 
 
 class DetectorConfig(Section):
@@ -121,6 +173,7 @@ class DetectorConfig(Section):
     pyramid_norm: Norm = "bn"
     rpn: RpnConfig = RpnConfig()
     cascade: CascadeConfig = CascadeConfig()
+    testing: TestingConfig = TestingConfig()
 
 
 class OptimizationConfig(Section):
@@ -140,13 +193,30 @@ class OptimizationConfig(Section):
 
 
 class TrainingConfig(OptimizationConfig):
-    """Training of the whole detector on images. The resize is that of Lin et al. 2017, arXiv:1612.03144."""
+    """Training of the whole detector on images. The resize is that of Lin et al. 2017, arXiv:1612.03144.
 
+    sampling: which images are drawn (detector/sampling.py); diversity_epsilon is class_diversity's. multi_scale (least,
+    most): training images get a short side drawn from that range for each step, long sides cut to
+    multi_scale_long_side; short_side and long_side remain the size at test. group_orientations: batches hold either
+    wide or high images.
+    """
+
+    sampling: Sampling = "uniform"
+    diversity_epsilon: NonNegativeFloat = 0.1
     short_side: PositiveInt = 800
     long_side: PositiveInt = 1333
+    multi_scale: tuple[PositiveInt, PositiveInt] | None = None
+    multi_scale_long_side: PositiveInt = 1600
+    group_orientations: bool = True
     flip: bool = True
     loader_workers: NonNegativeInt = 4
     seed: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _multi_scale_is_a_range(self) -> Self:
+        if self.multi_scale is not None and self.multi_scale[0] > self.multi_scale[1]:
+            raise ValueError(f"multi_scale must be [least, most] (given: {list(self.multi_scale)})")
+        return self
 
 
 class DetectorSections(BaseModel):

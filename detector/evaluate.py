@@ -2,20 +2,16 @@
 
 import contextlib
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torch import Tensor
 
-from detector.cascade_rcnn import CascadeRcnn
 from detector.coco import CocoData
-from detector.loader import Batch
 from detector.targets import Detections
 
 
@@ -35,30 +31,29 @@ class Metrics:
         return asdict(self)
 
 
-def detect_split(
-    model: CascadeRcnn, data: CocoData, batches: Iterable[Batch], device: torch.device
-) -> list[Detections]:
-    """Detections of every image of `data`, which `batches` holds in order, in pixels of the original images."""
-    model.eval()
-    found: list[Detections] = []
-    for batch in batches:
-        on_device = batch.to(device)
-        for detections, size in zip(model.detect(on_device.images, on_device.image_hw), batch.image_hw, strict=True):
-            original = torch.from_numpy(data.image_hw[len(found)])
-            found.append(rescaled(detections, size, original))
-    return found
+class Evaluation(NamedTuple):
+    """All of COCO's numbers, and precision (3, 101) over recall 0, 0.01, ..., 1: mean over classes at IoU 0.5, at 0.75,
+    and over 0.5 to 0.95."""
 
-
-def rescaled(detections: Detections, image_hw: Tensor, original_hw: Tensor) -> Detections:
-    """Boxes brought from an image of image_hw to one of original_hw; the result is on the CPU."""
-    scale = (original_hw / image_hw).flip(0).repeat(2).float()
-    return Detections(detections.boxes.float().cpu() * scale, detections.scores.cpu(), detections.labels.cpu())
+    metrics: Metrics
+    precision: NDArray[np.float64]
 
 
 def coco_metrics(data: CocoData, detections: Sequence[Detections]) -> Metrics:
     """All of COCO's numbers for detections in pixels of the original images, one entry an image."""
-    evaluation = _evaluate(data, detections, by_area=True)
-    precision = evaluation.eval["precision"]  # (IoU, recall, class, area, detections)
+    return evaluate(data, detections).metrics
+
+
+def evaluate(data: CocoData, detections: Sequence[Detections]) -> Evaluation:
+    """The same, with the curves."""
+    precision = _accumulated(data, detections, by_area=True).eval["precision"]  # (IoU, recall, class, area, detections)
+    overall = precision[:, :, :, 0, 0]
+    present = overall[:, :, (overall > -1).all((0, 1))]  # classes that the split holds
+    curves = np.stack([present[0].mean(1), present[5].mean(1), present.mean((0, 2))])
+    return Evaluation(_metrics(data, precision), curves)
+
+
+def _metrics(data: CocoData, precision: NDArray[np.float64]) -> Metrics:
     ap = _mean(precision[:, :, :, 0]) or 0.0
     by_iou = {iou: _mean(precision[index, :, :, 0]) for index, iou in ((0, 50), (5, 75))}
     by_area = [_mean(precision[:, :, :, area]) for area in (1, 2, 3)]
@@ -68,8 +63,7 @@ def coco_metrics(data: CocoData, detections: Sequence[Detections]) -> Metrics:
 
 def average_precision(data: CocoData, detections: Sequence[Detections]) -> float:
     """COCO AP alone, at a quarter of the cost of all numbers."""
-    evaluation = _evaluate(data, detections, by_area=False)
-    return _mean(evaluation.eval["precision"]) or 0.0
+    return _mean(_accumulated(data, detections, by_area=False).eval["precision"]) or 0.0
 
 
 def _mean(precision: NDArray[np.float64]) -> float | None:
@@ -77,7 +71,7 @@ def _mean(precision: NDArray[np.float64]) -> float | None:
     return float(present.mean()) if present.size else None
 
 
-def _evaluate(data: CocoData, detections: Sequence[Detections], *, by_area: bool) -> Any:
+def _accumulated(data: CocoData, detections: Sequence[Detections], *, by_area: bool) -> Any:
     """An accumulated COCOeval."""
     nothing = np.array([[data.image_ids[0], 0, 0, 0, 0, 0, data.category_ids[0]]])  # loadRes takes no empty list
     rows = [nothing, *(_rows(data, index, found) for index, found in enumerate(detections))]

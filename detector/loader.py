@@ -1,15 +1,16 @@
 """Images and ground truth to padded batches."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.utils.data import DataLoader, Dataset
 
 from detector.coco import CocoData, resized
 from detector.errors import UserError
+from detector.sampling import Draw, draw
 from detector.targets import Targets
 
 
@@ -36,16 +37,14 @@ class Sample(NamedTuple):
     labels: Tensor
 
 
-Size = tuple[int, int]
-
-
-Draw = tuple[int, bool]  # which image, and whether it is mirrored
+Size = tuple[int, int]  # height and width
+SizeOf = Callable[[Size, int | None], Size]  # an image's size and the short side drawn for it -> its new size
 
 
 class DetectionDataset(Dataset[Sample]):
-    """The images of a split, resized by `size_of` (height and width before -> after)."""
+    """The images of a split, resized by `size_of`, as draws ask for them."""
 
-    def __init__(self, data: CocoData, size_of: Callable[[Size], Size]) -> None:
+    def __init__(self, data: CocoData, size_of: SizeOf) -> None:
         self.data = data
         self.size_of = size_of
 
@@ -53,21 +52,21 @@ class DetectionDataset(Dataset[Sample]):
         return len(self.data)
 
     def __getitem__(self, draw: Draw) -> Sample:
-        index, is_flipped = draw
-        boxes, labels = self.data.objects(index)
-        height, width = self.data.image_hw[index]
-        image, scaled = resized(self.data.image(index), boxes, self.size_of((int(height), int(width))))
-        if is_flipped:
+        boxes, labels = self.data.objects(draw.image)
+        height, width = self.data.image_hw[draw.image]
+        size_hw = self.size_of((int(height), int(width)), draw.short_side)
+        image, scaled = resized(self.data.image(draw.image), boxes, size_hw)
+        if draw.is_flipped:
             image, scaled = flipped(image, scaled)
         return Sample(image, scaled, torch.from_numpy(labels))
 
 
-def fit(image_hw: Size, short_side: int, long_side: int) -> Size:
-    """The short side becomes short_side, unless the long side would exceed long_side."""
-    return _scaled(image_hw, min(short_side / min(image_hw), long_side / max(image_hw)))
+def fit(image_hw: Size, drawn: int | None, *, short_side: int, long_side: int) -> Size:
+    """The short side becomes `drawn`, short_side when None, unless the long side would exceed long_side."""
+    return _scaled(image_hw, min((drawn or short_side) / min(image_hw), long_side / max(image_hw)))
 
 
-def fit_canvas(image_hw: Size, canvas_hw: Size) -> Size:
+def fit_canvas(image_hw: Size, _drawn: int | None, *, canvas_hw: Size) -> Size:
     """The largest size of the same aspect that lies within canvas_hw."""
     return _scaled(image_hw, min(canvas_hw[0] / image_hw[0], canvas_hw[1] / image_hw[1]))
 
@@ -96,36 +95,31 @@ def collate(samples: list[Sample], multiple: int, canvas_hw: Size | None = None)
 
 
 class Loader:
-    """Batches of a data set: shuffled for training, or every image once in order.
-
-    Images are padded to canvas_hw, or to the largest of their batch; sides are multiples of `multiple`.
+    """Batches of a data set. Images are padded to canvas_hw, or to the largest of their batch; sides are multiples of
+    `multiple`.
     """
 
     def __init__(
-        self, dataset: DetectionDataset, batch_size: int, multiple: int, canvas_hw: Size | None = None, workers: int = 0
+        self, dataset: DetectionDataset, multiple: int, canvas_hw: Size | None = None, workers: int = 0
     ) -> None:
         self.dataset = dataset
-        self.batch_size = batch_size
         self.workers = workers
         self.collate = partial(collate, multiple=multiple, canvas_hw=canvas_hw)
 
-    def shuffled(self, steps: int, seed: int, *, flip: bool) -> Iterator[Batch]:
-        """`steps` batches, half of the images mirrored if flip; all of it depends on the seed only."""
-        generator = torch.Generator().manual_seed(seed)
-        order = RandomSampler(self.dataset, num_samples=steps * self.batch_size, generator=generator)
-        flips = (torch.rand(len(order), generator=generator) < 0.5).tolist()
-        draws = [(index, flip and is_flipped) for index, is_flipped in zip(order, flips, strict=True)]
-        yield from self._load(draws)
+    def shuffled(self, steps: int, batch_size: int, seed: int, *, flip: bool) -> Iterator[Batch]:
+        """`steps` batches, every image once an epoch, half of them mirrored if flip."""
+        return self.load(draw(None, len(self.dataset), steps, batch_size, seed, flip=flip).batches())
 
-    def ordered(self) -> Iterator[Batch]:
+    def ordered(self, batch_size: int, *, is_flipped: bool = False) -> Iterator[Batch]:
         """Every image once."""
-        yield from self._load([(index, False) for index in range(len(self.dataset))])
+        draws = [Draw(index, is_flipped) for index in range(len(self.dataset))]
+        return self.load(draws[start : start + batch_size] for start in range(0, len(draws), batch_size))
 
-    def _load(self, draws: list[Draw]) -> Iterator[Batch]:
+    def load(self, batches: Iterable[list[Draw]]) -> Iterator[Batch]:
+        """The images of each batch of draws."""
         loader: DataLoader[Any] = DataLoader(
             self.dataset,
-            batch_size=self.batch_size,
-            sampler=draws,
+            batch_sampler=batches,
             num_workers=self.workers,
             collate_fn=self.collate,
             pin_memory=torch.cuda.is_available(),

@@ -11,15 +11,14 @@ from detector.architecture import NUM_LEVELS
 class RoiAlign(nn.Module):
     """torchvision's operator, level by level, for maps of any size.
 
-    features [(B, C, H_l, W_l)], boxes (B, P, 4) xyxy pixels -> (B * P, C, S, S). A box is pooled from the level where
-    its side, sqrt(area), is at least level_cells cells and below twice that, clamped to P3..P7: 14 cells is the rule
-    of Lin et al. 2017, arXiv:1612.03144, equation 1 (224 px at stride 16).
+    features [(B, C, H_l, W_l)], boxes (B, P, 4) xyxy pixels, size S -> (B * P, C, S, S). A box is pooled from the level
+    where its side, sqrt(area), is at least level_cells cells and below twice that, clamped to P3..P7: 14 cells is the
+    rule of Lin et al. 2017, arXiv:1612.03144, equation 1 (224 px at stride 16).
     """
 
-    def __init__(self, base_stride: int, size: int, sampling_ratio: int, level_cells: float) -> None:
+    def __init__(self, base_stride: int, sampling_ratio: int, level_cells: float) -> None:
         super().__init__()
         self.base_stride = base_stride
-        self.size = size
         self.sampling_ratio = sampling_ratio
         self.level_cells = level_cells
 
@@ -29,16 +28,16 @@ class RoiAlign(nn.Module):
         index = (sides / (self.level_cells * self.base_stride)).clamp(min=1e-6).log2().floor()
         return index.clamp(0, NUM_LEVELS - 1).long()
 
-    def forward(self, features: list[Tensor], boxes: Tensor) -> Tensor:
+    def forward(self, features: list[Tensor], boxes: Tensor, size: int) -> Tensor:
         batch, count = boxes.shape[:2]
         images = torch.arange(batch, device=boxes.device).repeat_interleave(count)
         regions = torch.cat((images[:, None].to(boxes.dtype), boxes.flatten(0, 1)), dim=1)  # (B * P, 5)
         levels = self.levels(boxes).flatten()
-        pooled = features[0].new_zeros(len(regions), features[0].shape[1], self.size, self.size)
+        pooled = features[0].new_zeros(len(regions), features[0].shape[1], size, size)
         for index, feature in enumerate(features):
             chosen = (levels == index).nonzero().squeeze(1)
             scale = 1 / (self.base_stride * 2**index)
-            pooled[chosen] = roi_align(feature, regions[chosen], self.size, scale, self.sampling_ratio, aligned=True)
+            pooled[chosen] = roi_align(feature, regions[chosen], size, scale, self.sampling_ratio, aligned=True)
         return pooled
 
 
@@ -49,7 +48,7 @@ class GatheredRoiAlign(RoiAlign):
     small maps, where the operator's overhead per level dominates, this is the faster form.
     """
 
-    def forward(self, features: list[Tensor], boxes: Tensor) -> Tensor:
+    def forward(self, features: list[Tensor], boxes: Tensor, size: int) -> Tensor:
         batch, count = boxes.shape[:2]
         channels = features[0].shape[1]
         table = torch.cat([feature.permute(0, 2, 3, 1).reshape(-1, channels) for feature in features])
@@ -62,28 +61,28 @@ class GatheredRoiAlign(RoiAlign):
         images = torch.arange(batch, device=boxes.device).repeat_interleave(count)
         width, height = widths[levels], heights[levels]
         scaled = boxes.flatten(0, 1) / (self.base_stride * 2.0**levels)[:, None] - 0.5
-        column, column_weight = self._taps(scaled[:, 0], scaled[:, 2], width)
-        row, row_weight = self._taps(scaled[:, 1], scaled[:, 3], height)
+        column, column_weight = self._taps(scaled[:, 0], scaled[:, 2], width, size)
+        row, row_weight = self._taps(scaled[:, 1], scaled[:, 3], height, size)
 
         first = offsets[levels] + images * areas[levels]
         line = first[:, None, None] + row * width[:, None, None]  # (R, S, T)
         index = line[:, :, None, :, None] + column[:, None, :, None, :]  # (R, S, S, T, T)
         weight = row_weight[:, :, None, :, None] * column_weight[:, None, :, None, :]
-        bins = len(levels) * self.size**2
+        bins = len(levels) * size**2
         pooled = F.embedding_bag(
             index.reshape(bins, -1),
             table,
             mode="sum",
             per_sample_weights=weight.reshape(bins, -1).to(table.dtype),
         )
-        return pooled.view(len(levels), self.size, self.size, channels).permute(0, 3, 1, 2)
+        return pooled.view(len(levels), size, size, channels).permute(0, 3, 1, 2)
 
-    def _taps(self, start: Tensor, end: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
+    def _taps(self, start: Tensor, end: Tensor, limit: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Along one axis, the cells that each bin reads and their weights: two (R, S, 2 * sampling_ratio) tensors.
 
         Bilinear sampling as torchvision's operator does it: zero beyond one cell outside, clamped at the border.
         """
-        samples = self.size * self.sampling_ratio
+        samples = size * self.sampling_ratio
         step = (torch.arange(samples, device=start.device) + 0.5) / samples
         position = start[:, None] + (end - start)[:, None] * step  # (R, S * sampling_ratio)
         last = (limit - 1)[:, None]
@@ -95,5 +94,5 @@ class GatheredRoiAlign(RoiAlign):
         scale = is_inside / self.sampling_ratio
         cells = torch.stack((low, high), dim=-1).clamp(min=0)
         weights = torch.stack(((1 - fraction) * scale, fraction * scale), dim=-1)
-        shape = (len(start), self.size, 2 * self.sampling_ratio)
+        shape = (len(start), size, 2 * self.sampling_ratio)
         return cells.reshape(shape), weights.reshape(shape)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from detector.cascade_rcnn import CascadeRcnn, DetectionHeads, coarsest_stride
 from detector.coco import CocoData
 from detector.config import DetectorConfig
 from detector.errors import UserError
-from detector.loader import DetectionDataset, Loader, fit_canvas
+from detector.loader import Batch, DetectionDataset, Loader, fit_canvas
 from detector.targets import Targets
 from detector.train import train
 from nas.config import Config, ProxyConfig
@@ -106,10 +106,10 @@ def divide(data: CocoData, parts: tuple[float, float, float]) -> dict[str, CocoD
     return divided
 
 
-def canvas_loader(data: CocoData, proxy: ProxyConfig, config: DetectorConfig, batch_size: int) -> Loader:
+def canvas_loader(data: CocoData, proxy: ProxyConfig, config: DetectorConfig) -> Loader:
     """Images of one part, shrunk into the proxy's canvas."""
     dataset = DetectionDataset(data, partial(fit_canvas, canvas_hw=proxy.canvas_hw))
-    return Loader(dataset, batch_size, coarsest_stride(config.base_stride), proxy.canvas_hw)
+    return Loader(dataset, coarsest_stride(config.base_stride), proxy.canvas_hw)
 
 
 def prepare(
@@ -194,15 +194,16 @@ def _build_features(
     torch.manual_seed(proxy.seed)
     model = CascadeRcnn(detector, None, parts["pretrain"].num_classes, batched=True)
     model = model.to(memory_format=torch.channels_last).to(device)
-    loader = canvas_loader(parts["pretrain"], proxy, detector, proxy.pretrain.batch_size)
-    batches = loader.shuffled(proxy.pretrain.steps, proxy.seed, flip=proxy.flip)
+    loader = canvas_loader(parts["pretrain"], proxy, detector)
+    pretrain = proxy.pretrain
+    batches = loader.shuffled(pretrain.steps, pretrain.batch_size, proxy.seed, flip=proxy.flip)
     report = partial(_report, progress, "training the detector", proxy.pretrain.steps)
     train(model, batches, proxy.pretrain, device, report)
     torch.save(model.state_dict(), folder / DETECTOR_FILE)
     model.eval()
     for part in PARTS[1:]:
-        loader = canvas_loader(parts[part], proxy, detector, proxy.pretrain.batch_size)
-        _cache_part(folder, part, model, loader, device, progress)
+        batches = canvas_loader(parts[part], proxy, detector).ordered(proxy.pretrain.batch_size)
+        _cache_part(folder, part, model, batches, len(parts[part]), device, progress)
 
 
 def _report(progress: OnProgress, what: str, steps: int, step: int, loss: float) -> None:
@@ -211,14 +212,20 @@ def _report(progress: OnProgress, what: str, steps: int, step: int, loss: float)
 
 @torch.no_grad()
 def _cache_part(
-    folder: Path, part: str, model: CascadeRcnn, loader: Loader, device: torch.device, progress: OnProgress
+    folder: Path,
+    part: str,
+    model: CascadeRcnn,
+    batches: Iterable[Batch],
+    count: int,
+    device: torch.device,
+    progress: OnProgress,
 ) -> None:
     sizes: list[tuple[int, int]] = []
     image_hw: list[Tensor] = []
     boxes: list[Tensor] = []
     labels: list[Tensor] = []
     with open(folder / f"{part}.bin", "wb") as file:
-        for batch in loader.ordered():
+        for batch in batches:
             features = model.features(batch.to(device).images)
             sizes = [(feature.shape[2], feature.shape[3]) for feature in features]
             rows = torch.cat([feature.permute(0, 2, 3, 1).flatten(1, 2) for feature in features], dim=1)
@@ -226,7 +233,7 @@ def _cache_part(
             image_hw.append(batch.image_hw)
             boxes += [box[valid] for box, valid in zip(batch.targets.boxes, batch.targets.valid, strict=True)]
             labels += [label[label >= 0] for label in batch.targets.labels]
-            progress(f"caching feature maps of the {part} part", len(boxes), len(loader.dataset))
+            progress(f"caching feature maps of the {part} part", len(boxes), count)
     targets = Targets.pad(boxes, labels)
     meta = {"sizes": sizes, "channels": rows.shape[2], "image_hw": torch.cat(image_hw)}
     torch.save(meta | {"boxes": targets.boxes, "labels": targets.labels}, folder / f"{part}.pt")

@@ -9,7 +9,8 @@ import torch
 from detector.architecture import Architecture
 from detector.cascade_rcnn import CascadeRcnn
 from detector.coco import CocoData
-from detector.evaluate import average_precision, detect_split, rescaled
+from detector.evaluate import average_precision
+from detector.inference import View, detect_split, scale_to
 from detector.targets import Detections
 from detector.train import train
 from nas.config import Config
@@ -50,9 +51,9 @@ class FrozenProxy:
         found: list[Detections] = []
         for batch in self.reward_cache.ordered(EVALUATION_BATCH):
             detections = heads.detect(batch.features, batch.image_hw)
-            for of_image, size in zip(detections, batch.image_hw.cpu(), strict=True):
-                original = torch.from_numpy(self.reward.image_hw[len(found)])
-                found.append(rescaled(of_image, size, original))
+            original = torch.from_numpy(self.reward.image_hw[len(found) : len(found) + len(detections)])
+            for of_image, scale in zip(detections, scale_to(batch.image_hw.cpu(), original), strict=True):
+                found.append(Detections(of_image.boxes.cpu() * scale, of_image.scores.cpu(), of_image.labels.cpu()))
         return average_precision(self.reward, found)
 
 
@@ -72,10 +73,11 @@ class FullProxy:
         model = CascadeRcnn(detector, architecture.canonical(), self.reward.num_classes, batched=True)
         model = model.to(memory_format=torch.channels_last).to(self.device)
         trial = proxy.trial
-        loader = canvas_loader(self.training, proxy, detector, trial.batch_size)
-        train(model, loader.shuffled(trial.steps, seed, flip=proxy.flip), trial, self.device)
-        batches = canvas_loader(self.reward, proxy, detector, trial.batch_size).ordered()
-        return average_precision(self.reward, detect_split(model, self.reward, batches, self.device))
+        loader = canvas_loader(self.training, proxy, detector)
+        batches = loader.shuffled(trial.steps, trial.batch_size, seed, flip=proxy.flip)
+        train(model, batches, trial, self.device)
+        view = View(canvas_loader(self.reward, proxy, detector).ordered(trial.batch_size))
+        return average_precision(self.reward, detect_split(model, [view], self.reward.image_hw, self.device))
 
 
 def prepare_proxy(

@@ -2,9 +2,10 @@ import pytest
 import torch
 from torchvision.ops import box_iou, nms
 
-from detector.cascade import Cascade, select, stage_losses
-from detector.config import CascadeConfig
+from detector.cascade import Cascade, stage_losses
+from detector.config import CascadeConfig, TestingConfig
 from detector.roi_pool import RoiAlign
+from detector.suppression import select
 from detector.targets import Proposals, Targets
 
 CONFIG = CascadeConfig(pool_size=3, sampling_ratio=1, level_cells=3.0, width=16, samples=24, positive_fraction=0.5)
@@ -12,7 +13,7 @@ IMAGE_HW = torch.tensor([[64, 64], [64, 64]])
 
 
 def cascade() -> Cascade:
-    return Cascade(CONFIG, RoiAlign(4, 3, 1, 3.0), 8, num_classes=3)
+    return Cascade(CONFIG, RoiAlign(4, 1, 3.0), 8, num_classes=3)
 
 
 def features() -> list[torch.Tensor]:
@@ -104,35 +105,78 @@ def test_stage_losses_ignore_padding_that_is_not_finite() -> None:
     assert deltas.grad.isfinite().all()
 
 
-def test_detection_averages_the_softmax_of_heads_on_their_own_boxes() -> None:
-    """Written out for every proposal: the `input` test mode."""
+def moved(box: torch.Tensor, deltas: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """One box (1, 1, 4) refined by deltas (4,), written out, and clipped to 64x64."""
+    dx, dy, dw, dh = (deltas * std).tolist()
+    x1, y1, x2, y2 = box[0, 0].tolist()
+    w, h, cx, cy = x2 - x1, y2 - y1, (x1 + x2) / 2, (y1 + y2) / 2
+    cx, cy, w, h = cx + dx * w, cy + dy * h, w * 2.718281828**dw, h * 2.718281828**dh
+    corners = [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]
+    return torch.tensor([[[min(max(c, 0.0), 64.0) for c in corners]]])
+
+
+@pytest.mark.parametrize(
+    ("mode", "places", "poolings"), [("input", (0, 1, 2), 3), ("shared", (2, 2, 2), 3), ("adaptive", (1, 2, 3), 4)]
+)
+def test_every_test_mode_averages_the_heads_at_its_own_boxes(mode: str, places: tuple, poolings: int) -> None:
+    """Written out for every proposal: B0..B3 first, then each head at the box where the mode wants its score."""
     network, maps, regions = cascade().eval(), features(), proposals()
     for head in network.heads:
         torch.nn.init.normal_(head.regress.weight, std=0.3)
         torch.nn.init.normal_(head.classify.weight, std=1.0)
-    captured = {}
-
-    def capture(regions: Proposals, scores: torch.Tensor, config: CascadeConfig) -> list:
-        captured.update(boxes=regions.boxes, scores=scores)
-        return []
-
-    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr("detector.cascade.select", capture)
-        network.detect(maps, regions, IMAGE_HW)
+    pooled_at = []
+    network.pool.register_forward_pre_hook(lambda _, inputs: pooled_at.append(inputs[1]))
+    with torch.no_grad():
+        last, scores = network.score(maps, regions, IMAGE_HW, mode)
+        assert len(pooled_at) == poolings
+        network.pool._forward_pre_hooks.clear()
         for image in range(2):
+            of_image = [m[image : image + 1] for m in maps]
             for place in range(20):
-                box, total = regions.boxes[image : image + 1, place : place + 1], 0.0
-                for stage, head in enumerate(network.heads):
-                    logits, deltas = head(network.pool([m[image : image + 1] for m in maps], box))
-                    total = total + logits.softmax(1)[0, :3] / 3
-                    dx, dy, dw, dh = (deltas[0] * network.delta_stds[stage]).tolist()
-                    x1, y1, x2, y2 = box[0, 0].tolist()
-                    w, h, cx, cy = x2 - x1, y2 - y1, (x1 + x2) / 2, (y1 + y2) / 2
-                    cx, cy, w, h = cx + dx * w, cy + dy * h, w * 2.718281828**dw, h * 2.718281828**dh
-                    corners = [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]
-                    box = torch.tensor([[[min(max(c, 0.0), 64.0) for c in corners]]])
-                torch.testing.assert_close(captured["boxes"][image, place], box[0, 0], rtol=1e-3, atol=1e-3)
-                torch.testing.assert_close(captured["scores"][image, place], total, rtol=1e-3, atol=1e-4)
+                boxes = [regions.boxes[image : image + 1, place : place + 1]]
+                for head, std in zip(network.heads, network.delta_stds, strict=True):
+                    boxes.append(moved(boxes[-1], head(network.pool(of_image, boxes[-1], 3))[1][0], std))
+                total = 0.0
+                for head, at in zip(network.heads, places, strict=True):
+                    total = total + head(network.pool(of_image, boxes[at], 3))[0].softmax(1)[0, :3] / 3
+                torch.testing.assert_close(last.boxes[image, place], boxes[3][0, 0], rtol=1e-3, atol=1e-3)
+                torch.testing.assert_close(scores[image, place], total, rtol=1e-3, atol=1e-4)
+        for at, boxes in enumerate(pooled_at):
+            assert boxes.shape == (2, 20, 4), at
+
+
+def test_the_modes_differ_and_share_their_boxes() -> None:
+    network, maps, regions = cascade().eval(), features(), proposals()
+    for head in network.heads:
+        torch.nn.init.normal_(head.regress.weight, std=0.3)
+        torch.nn.init.normal_(head.classify.weight, std=1.0)
+    with torch.no_grad():
+        found = {mode: network.score(maps, regions, IMAGE_HW, mode) for mode in ("input", "shared", "adaptive")}
+    for mode in ("shared", "adaptive"):
+        torch.testing.assert_close(found[mode][0].boxes, found["input"][0].boxes)
+        assert not torch.allclose(found[mode][1], found["input"][1], atol=1e-3)
+
+
+@pytest.mark.parametrize("head", ["2fc", "4conv1fc", ("2fc", "4conv1fc", "2fc")])
+@pytest.mark.parametrize("pool_size", [3, 6, (3, 5, 6)])
+def test_stages_take_any_head_at_any_resolution(head, pool_size) -> None:
+    config = CONFIG.model_copy(update={"head": head, "pool_size": pool_size})
+    network = Cascade(config, RoiAlign(4, 1, 3.0), 8, num_classes=3)
+    losses = network.losses(features(), proposals(), targets(), IMAGE_HW)
+    sum(losses.values()).backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in network.parameters())
+    for kind, size, stage in zip(config.head_kinds, config.pool_sizes, network.heads, strict=True):
+        assert stage.reduce.in_features == 8 * size**2
+        assert len(stage.convolve) == (4 if kind == "4conv1fc" else 0)
+    with torch.no_grad():
+        regions, scores = network.eval().score(features(), proposals(), IMAGE_HW, "adaptive")
+    assert scores.shape == (2, 20, 3)
+    assert regions.boxes.isfinite().all()
+
+
+def test_heads_must_be_one_for_each_stage() -> None:
+    with pytest.raises(ValueError, match="one entry a stage"):
+        CascadeConfig(head=("2fc", "2fc"))
 
 
 def test_select_suppresses_within_class_and_image_only() -> None:
@@ -140,13 +184,13 @@ def test_select_suppresses_within_class_and_image_only() -> None:
     scores = torch.tensor([[0.9, 0.0], [0.8, 0.0], [0.0, 0.7]]).repeat(2, 1, 1)
     regions = Proposals(boxes, torch.tensor([[True, True, True], [False, True, True]]))
     config = CascadeConfig(score_threshold=0.05)
-    first, second = select(regions, scores, config)
+    first, second = select(regions, scores, config, TestingConfig())
     assert list(zip(first.labels.tolist(), first.scores.tolist(), strict=True)) == [
         (0, pytest.approx(0.9)),
         (1, pytest.approx(0.7)),
     ]
     assert second.scores.tolist() == pytest.approx([0.8, 0.7])
-    best = select(regions, scores, config.model_copy(update={"detections": 1}))
+    best = select(regions, scores, config.model_copy(update={"detections": 1}), TestingConfig())
     assert [found.scores.tolist() for found in best] == [[pytest.approx(0.9)], [pytest.approx(0.8)]]
 
 
@@ -154,7 +198,7 @@ def test_select_equals_a_loop_over_images_and_classes() -> None:
     corner = torch.rand(2, 60, 2) * 20
     regions = Proposals(torch.cat((corner, corner + 10 + torch.rand(2, 60, 2)), -1), torch.rand(2, 60) > 0.1)
     scores, config = torch.rand(2, 60, 4), CascadeConfig(score_threshold=0.3, detections=1000)
-    for image, found in enumerate(select(regions, scores, config)):
+    for image, found in enumerate(select(regions, scores, config, TestingConfig())):
         rows = set()
         for label in range(4):
             usable = (regions.valid[image] & (scores[image, :, label] > 0.3)).nonzero().squeeze(1)

@@ -94,7 +94,7 @@ def test_mixed_precision_keeps_boxes_in_float32(batched: bool) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = model(*batch())
     assert len(seen) == 3
-    assert all(boxes.dtype == torch.float32 for _, boxes in seen)
+    assert all(boxes.dtype == torch.float32 for _, boxes, _ in seen)
     assert all(feature.dtype == torch.bfloat16 for feature in seen[0][0])
     assert all(loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()

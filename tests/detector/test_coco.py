@@ -10,6 +10,7 @@ from detector.coco import CocoData, find_split, load_coco
 from detector.config import SplitFiles
 from detector.errors import UserError
 from detector.loader import DetectionDataset, Loader, fit, fit_canvas, flipped
+from detector.sampling import Draw
 
 
 def load(root: Path) -> CocoData:
@@ -111,15 +112,17 @@ def test_coco_s_own_layout_and_named_files_are_found(tiny_coco: Path) -> None:
 
 
 def test_resize_keeps_aspect_and_limits() -> None:
-    assert fit((480, 640), 800, 1333) == (800, 1067)
-    assert fit((480, 1440), 800, 1333) == (444, 1333)
-    assert fit_canvas((480, 640), (192, 256)) == (192, 256)
-    assert fit_canvas((100, 400), (64, 64)) == (16, 64)
+    assert fit((480, 640), None, short_side=800, long_side=1333) == (800, 1067)
+    assert fit((480, 1440), None, short_side=800, long_side=1333) == (444, 1333)
+    assert fit((480, 640), 240, short_side=800, long_side=1333) == (240, 320)
+    assert fit((480, 1440), 1400, short_side=800, long_side=1600) == (533, 1600)
+    assert fit_canvas((480, 640), None, canvas_hw=(192, 256)) == (192, 256)
+    assert fit_canvas((100, 400), None, canvas_hw=(64, 64)) == (16, 64)
 
 
 def test_batches_hold_scaled_boxes_and_padded_images(tiny_coco: Path) -> None:
-    dataset = DetectionDataset(load(tiny_coco), lambda hw: (hw[0] * 2, hw[1] * 2))
-    (batch,) = Loader(dataset, 3, multiple=64).ordered()
+    dataset = DetectionDataset(load(tiny_coco), lambda hw, _: (hw[0] * 2, hw[1] * 2))
+    (batch,) = Loader(dataset, multiple=64).ordered(3)
     assert batch.images.shape == (3, 3, 128, 128)
     assert batch.image_hw.tolist() == [[80, 96]] * 3
     assert batch.targets.boxes[0, 0].tolist() == [4, 6, 24, 30]
@@ -128,7 +131,7 @@ def test_batches_hold_scaled_boxes_and_padded_images(tiny_coco: Path) -> None:
 
 
 def test_flip_mirrors_image_and_boxes_and_twice_is_nothing(tiny_coco: Path) -> None:
-    sample = DetectionDataset(load(tiny_coco), lambda hw: hw)[1, False]
+    sample = DetectionDataset(load(tiny_coco), lambda hw, _: hw)[Draw(1)]
     image, boxes = flipped(sample.image, sample.boxes)
     assert boxes.tolist() == [[12, 8, 28, 17.5]]
     assert image[:, :, 0].equal(sample.image[:, :, -1])
@@ -138,8 +141,8 @@ def test_flip_mirrors_image_and_boxes_and_twice_is_nothing(tiny_coco: Path) -> N
 
 
 def test_shuffled_batches_depend_on_the_seed_only(tiny_coco: Path) -> None:
-    loader = Loader(DetectionDataset(load(tiny_coco), lambda hw: hw), 2, multiple=16)
-    first, second, other = ([b.images for b in loader.shuffled(4, seed, flip=True)] for seed in (1, 1, 2))
+    loader = Loader(DetectionDataset(load(tiny_coco), lambda hw, _: hw), multiple=16)
+    first, second, other = ([b.images for b in loader.shuffled(4, 2, seed, flip=True)] for seed in (1, 1, 2))
     assert len(first) == 4
     assert all(a.equal(b) for a, b in zip(first, second, strict=True))
     assert not all(a.equal(b) for a, b in zip(first, other, strict=True))

@@ -30,7 +30,7 @@ def test_presets_are_those_documented() -> None:
         ("search: {algorithm: magic}", r"search\.algorithm: .*'reinforce'"),
         ("proxy: {parts: [0.5, 0.4, 0.2]}", "proxy: parts must add up to 1, these add up to 1.1"),
         ("detector: {backbone: {weights: none, norm: frozen_bn}}", "frozen_bn needs weights"),
-        ("detector: {cascade: {ious: [0.5]}}", "one entry for each stage"),
+        ("detector: {cascade: {ious: [0.5]}}", "one entry a stage"),
         ("a: [", "is not valid YAML"),
         ("- 1", "must hold sections"),
         ("", "must hold sections"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from detector.coco import CocoData, find_split, load_coco
-from detector.evaluate import average_precision, coco_metrics, rescaled
+from detector.evaluate import average_precision, coco_metrics, evaluate
 from detector.targets import Detections
 
 
@@ -51,6 +51,10 @@ def test_detections_inside_a_crowd_region_are_no_mistakes(data: CocoData) -> Non
     assert average_precision(data, crowd) == pytest.approx(1)
 
 
-def test_rescaled_boxes_lie_in_the_original_image() -> None:
-    detections = rescaled(found(([2.0, 3, 12, 15], 0.9, 1)), torch.tensor([20, 24]), torch.tensor([40, 72]))
-    assert detections.boxes.tolist() == [[6, 6, 36, 30]]
+def test_curves_end_in_their_ap(data: CocoData) -> None:
+    """AP is the mean of precision over 101 recalls; the cat's box is right at IoU 0.5 and 0.75, the dog is missed."""
+    detections = [found(([2.0, 3, 12, 12], 0.9, 1)), found(), found()]
+    metrics, precision = evaluate(data, detections)
+    assert precision.shape == (3, 101)
+    assert precision.mean(1).tolist() == pytest.approx([metrics.ap50, metrics.ap75, metrics.ap])
+    assert precision[0].tolist() == pytest.approx([0.5] * 101)

@@ -20,7 +20,7 @@ def test_gathered_form_equals_torchvision(pool_size: int, sampling_ratio: int) -
     boxes = regions(2, 40, 200.0)
     results, gradients = [], []
     for form in (RoiAlign, GatheredRoiAlign):
-        pooled = form(4, pool_size, sampling_ratio, 3.0)(features, boxes)
+        pooled = form(4, sampling_ratio, 3.0)(features, boxes, pool_size)
         results.append(pooled)
         gradients.append(torch.autograd.grad(pooled.square().sum(), features))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
@@ -29,7 +29,7 @@ def test_gathered_form_equals_torchvision(pool_size: int, sampling_ratio: int) -
 
 
 def test_levels_follow_equation_1() -> None:
-    pool = RoiAlign(8, 7, 2, 14.0)
+    pool = RoiAlign(8, 2, 14.0)
     sides = torch.tensor([1.0, 111, 113, 223, 224, 447, 448, 895, 896, 1791, 1792, 9000])
     boxes = torch.stack((torch.zeros_like(sides), torch.zeros_like(sides), sides, sides), dim=-1)
     # floor(4 + log2(side / 224)), as a level, clamped to P3..P7

@@ -6,7 +6,7 @@ import torch
 
 from detector.architecture import PRIORS
 from detector.checkpoint import TrainedModel
-from detector.cli import train_final
+from detector.train_final import main as train_final
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def test_a_trial_resets_every_random_state(proxy: FrozenProxy) -> None:
 def test_isomorphic_graphs_get_the_same_reward(proxy: FrozenProxy) -> None:
     from tests.detector.test_architecture import relabelled
 
-    outputs = [((0, 3), 3), ((1, 4), 4), ((2, 0), 5), ((3, 1), 6), ((4, 2), 7)]
+    outputs = [((0, 1), 3), ((1, 2), 4), ((2, 3), 5), ((3, 4), 6), ((4, 0), 7)]
     graph = Architecture(tuple(MergeCell(inputs, level, "sum") for inputs, level in outputs))
     other = relabelled(graph, (4, 2, 0, 3, 1), swap=True)
     fpn_pool = load_proxy(CONFIG, load_split(CONFIG.data, None, "train"), PRIORS["fpn"], CPU, quiet)
@@ -72,7 +72,7 @@ def test_cached_maps_are_the_detector_s_own(proxy: FrozenProxy) -> None:
     model.load_state_dict(torch.load(features_folder(proxy.folder) / "detector.pt", weights_only=True))
     model.eval()
     part = divide(load_split(CONFIG.data, None, "train"), CONFIG.proxy.parts)["reward"]
-    batch = next(canvas_loader(part, CONFIG.proxy, CONFIG.proxy_detector, 4).ordered())
+    batch = next(canvas_loader(part, CONFIG.proxy, CONFIG.proxy_detector).ordered(4))
     with torch.no_grad():
         wanted = model.features(batch.to(CPU).images)
     cached = FeatureCache(features_folder(proxy.folder), "reward", CPU).batch(torch.arange(4))

@@ -1,6 +1,7 @@
 """train-final: the full Cascade R-CNN with a given pyramid."""
 
 import argparse
+import hashlib
 import json
 import logging
 import time
@@ -13,23 +14,26 @@ from typing import Any
 import torch
 
 from detector.architecture import Architecture
-from detector.cascade_rcnn import coarsest_stride
+from detector.cascade_rcnn import CascadeRcnn, coarsest_stride
 from detector.checkpoint import TrainedModel, make_model
 from detector.coco import CocoData, load_split
 from detector.command import Parser, guarded, write_json
-from detector.config import DetectorSections, load_config, parse_config, presets
+from detector.config import DetectorSections, TrainingConfig, load_config, parse_config, presets
 from detector.errors import NonFiniteLossError, UserError
-from detector.evaluate import Metrics, coco_metrics, detect_split
-from detector.loader import DetectionDataset, Loader, fit
+from detector.evaluate import Metrics, coco_metrics
+from detector.inference import detect_split, views_of
+from detector.loader import DetectionDataset, Loader, Size, fit
 from detector.progress import Progress
+from detector.sampling import Draws, draw, image_weights, portrait, single_class_share
 from detector.train import train
+from detector.transfer import transfer
 
 log = logging.getLogger(__name__)
 
 DEFAULT_CONFIG = "shapes"
 
 
-def train_final(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of train-final."""
     return guarded("train-final", lambda: _train_final(_parser().parse_args(argv)))
 
@@ -43,6 +47,7 @@ def _parser() -> Parser:
         help=f"{', '.join(presets())} or a YAML file; default: what FILE was found with, else {DEFAULT_CONFIG}",
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="a data set in COCO form")
+    parser.add_argument("--init", type=Path, metavar="FILE", help="start from this model.pt; its classes may differ")
     parser.add_argument("--output", type=Path, default=Path("runs/final"), metavar="DIR", help="where results go")
     return parser
 
@@ -55,6 +60,7 @@ def _train_final(args: argparse.Namespace) -> int:
         "architecture": architecture and architecture.hash,
         "config": config.model_dump(mode="json", include={"data", "detector", "training"}),
         "data": [training_data.hash, validation_data.hash],
+        "init": _digest(args.init),
     }
     if _is_done(args.output, identity):
         print(f"train-final: {args.output} holds this very run, finished; another --output trains it anew")
@@ -64,9 +70,16 @@ def _train_final(args: argparse.Namespace) -> int:
             print(f"train-final: {data.annotations}: {data.skipped} boxes without area left out")
     if training_data.category_names != validation_data.category_names:
         raise UserError(f"{validation_data.annotations}: its categories are not those of {training_data.annotations}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(config.training.seed)
+    model = make_model(config, architecture, training_data.num_classes, pretrained=args.init is None)
+    if args.init is not None:
+        _transfer(model, training_data.category_names, args.init)
+    draws = _draw(training_data, config.training)
     write_json(args.output / "run.json", identity)
+    trained = TrainedModel(model, architecture, config, training_data.category_names)
     with _log_to(args.output / "train.log"):
-        metrics, seconds = _run(config, architecture, training_data, validation_data, args.output)
+        metrics, seconds = _run(trained, training_data, draws, validation_data, args.output, device)
     content = {"split": "val", "images": len(validation_data), "training_seconds": round(seconds, 1)}
     write_json(args.output / "metrics.json", metrics.to_dict() | content)
     print(f"AP {metrics.ap:.4f}  AP50 {metrics.ap50:.4f}  AP75 {metrics.ap75:.4f}  on {len(validation_data)} images")
@@ -85,6 +98,13 @@ def _resolve(args: argparse.Namespace, architecture: Architecture | None) -> Det
     return load_config(DEFAULT_CONFIG, DetectorSections)
 
 
+def _digest(path: Path | None) -> str | None:
+    try:
+        return None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"--init {path}: cannot be read ({error.strerror})") from error
+
+
 def _is_done(output: Path, identity: dict[str, Any]) -> bool:
     """Whether the folder holds this run, finished. Raises UserError if it holds the weights of another one."""
     record = output / "run.json"
@@ -96,10 +116,51 @@ def _is_done(output: Path, identity: dict[str, Any]) -> bool:
         held = json.loads(record.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"--output {output}: its run.json cannot be read; give another folder") from error
-    for key, name in (("architecture", "graph"), ("config", "configuration"), ("data", "data set")):
+    names = {"architecture": "graph", "config": "configuration", "data": "data set", "init": "start (--init)"}
+    for key, name in names.items():
         if held.get(key) != json.loads(json.dumps(identity[key])):
             raise UserError(f"--output {output}: holds a run with another {name}; give another folder")
     return (output / "metrics.json").is_file()
+
+
+def _transfer(model: CascadeRcnn, classes: tuple[str, ...], path: Path) -> None:
+    """Take over the weights of --init, and say which."""
+    source = TrainedModel.load(path, torch.device("cpu"))
+    result = transfer(model, classes, source)
+    new = [name for name in classes if name not in result.classes]
+    print(f"--init {path}: {len(result.taken)} weights taken, {len(result.classes)} of {len(classes)} classes mapped")
+    for what, names in (
+        ("classes that start anew", new),
+        ("weights that start anew", result.left),
+        ("weights in the file without a use", result.unused),
+    ):
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            print(f"  {what}: {', '.join(names[:5])}{more}")
+
+
+def _draw(data: CocoData, training: TrainingConfig) -> Draws:
+    """What every step trains on. Raises UserError if the sampling leaves nothing to draw."""
+    weights = None
+    if training.sampling != "uniform":
+        weights = image_weights(data, training.sampling, training.diversity_epsilon)
+        share = single_class_share(data, weights)
+        print(f"sampling {training.sampling}: {100 * share:.1f} % of the draws go to images of a single class")
+    return draw(
+        weights,
+        len(data),
+        training.steps,
+        training.batch_size,
+        training.seed,
+        flip=training.flip,
+        short_sides=training.multi_scale,
+        is_portrait=portrait(data.image_hw) if training.group_orientations else None,
+    )
+
+
+def _size_of(image_hw: Size, drawn: int | None, *, training: TrainingConfig) -> Size:
+    long_side = training.long_side if drawn is None else training.multi_scale_long_side
+    return fit(image_hw, drawn, short_side=training.short_side, long_side=long_side)
 
 
 @contextmanager
@@ -121,26 +182,19 @@ def _log_to(path: Path) -> Iterator[None]:
 
 
 def _run(
-    config: DetectorSections,
-    architecture: Architecture | None,
+    trained: TrainedModel,
     training_data: CocoData,
+    draws: Draws,
     validation_data: CocoData,
     output: Path,
+    device: torch.device,
 ) -> tuple[Metrics, float]:
     """Train, save and evaluate; the metrics and the seconds of training."""
-    training = config.training
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(training.seed)
-    model = make_model(config, architecture, training_data.num_classes)
-    model = model.to(memory_format=torch.channels_last).to(device)
-    size_of = partial(fit, short_side=training.short_side, long_side=training.long_side)
-    multiple = coarsest_stride(config.detector.base_stride)
-    loader = Loader(
-        DetectionDataset(training_data, size_of),
-        training.batch_size,
-        multiple,
-        workers=training.loader_workers,
-    )
+    training, detector = trained.config.training, trained.config.detector
+    model = trained.model.to(memory_format=torch.channels_last).to(device)
+    multiple = coarsest_stride(detector.base_stride)
+    dataset = DetectionDataset(training_data, partial(_size_of, training=training))
+    loader = Loader(dataset, multiple, workers=training.loader_workers)
     start = time.monotonic()
     with Progress() as progress:
 
@@ -148,15 +202,11 @@ def _run(
             progress(f"training, loss {loss:.3f}", step, training.steps)
             log.info("step %d of %d, loss %.4f", step, training.steps, loss)
 
-        train(model, loader.shuffled(training.steps, training.seed, flip=training.flip), training, device, report)
+        train(model, loader.load(draws.batches()), training, device, report)
         seconds = time.monotonic() - start
-        TrainedModel(model, architecture, config, training_data.category_names).save(output / "model.pt")
-        loader = Loader(
-            DetectionDataset(validation_data, size_of),
-            training.batch_size,
-            multiple,
-            workers=training.loader_workers,
-        )
-        metrics = coco_metrics(validation_data, detect_split(model, validation_data, loader.ordered(), device))
+        trained.save(output / "model.pt")
+        views = views_of(validation_data, training, detector.testing, multiple)
+        found = detect_split(model, views, validation_data.image_hw, device, partial(progress, "evaluating"))
+        metrics = coco_metrics(validation_data, found)
     log.info("AP %.4f", metrics.ap)
     return metrics, seconds
