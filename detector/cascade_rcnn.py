@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from detector.architecture import NUM_LEVELS, Architecture
+from detector.architecture import Architecture
 from detector.backbone import Backbone, Fpn
 from detector.cascade import Cascade
 from detector.config import DetectorConfig
@@ -17,9 +17,9 @@ IMAGE_MEAN = (0.485, 0.456, 0.406)  # of ImageNet in RGB, what timm's ResNets we
 IMAGE_STD = (0.229, 0.224, 0.225)
 
 
-def coarsest_stride(base_stride: int) -> int:
-    """Stride of P7."""
-    return base_stride << (NUM_LEVELS - 1)
+def padding_multiple(base_stride: int) -> int:
+    """What the sides of images are padded to a multiple of: the stride of P5. P6 and P7 may be of odd size."""
+    return 4 * base_stride
 
 
 class DetectionHeads(nn.Module):
@@ -70,7 +70,7 @@ class DetectionHeads(nn.Module):
 class CascadeRcnn(nn.Module):
     """Cascade R-CNN with a NAS-FPN behind its FPN.
 
-    images (B, 3, H, W) in 0..1, RGB, padded at the bottom and right to a multiple of the coarsest stride;
+    images (B, 3, H, W) in 0..1, RGB, padded at the bottom and right to a multiple of the stride of P5;
     image_hw (B, 2) their own sizes. batched chooses the batched forms of RPN and RoIAlign: the same results,
     sooner where maps are small.
     """
@@ -82,7 +82,7 @@ class CascadeRcnn(nn.Module):
         self, config: DetectorConfig, architecture: Architecture | None, num_classes: int, *, batched: bool = False
     ) -> None:
         super().__init__()
-        self.coarsest_stride = coarsest_stride(config.base_stride)
+        self.padding_multiple = padding_multiple(config.base_stride)
         self.backbone = Backbone(config.backbone, config.base_stride)
         self.fpn = Fpn(self.backbone.channels, config.channels)
         self.heads = DetectionHeads(config, architecture, num_classes, batched=batched)
@@ -91,9 +91,9 @@ class CascadeRcnn(nn.Module):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """P3..P7 of the ordinary FPN."""
-        if any(side % self.coarsest_stride for side in images.shape[2:]):
+        if any(side % self.padding_multiple for side in images.shape[2:]):
             size = tuple(images.shape[2:])
-            raise ValueError(f"images of {size} must be padded to multiples of {self.coarsest_stride}")
+            raise ValueError(f"images of {size} must be padded to multiples of {self.padding_multiple}")
         out: list[Tensor] = self.fpn(self.backbone((images - self.mean) / self.std))
         return out
 

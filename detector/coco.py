@@ -118,7 +118,7 @@ def _or(paths: list[Path]) -> str:
 
 
 def load_split(config: DataConfig, root: Path | None, split: str) -> CocoData:
-    """The `train` or `val` split that a configuration names. Raises UserError."""
+    """A split: what the configuration names as `train` or `val`, or another one by its own name. Raises UserError."""
     if config.source == "shapes":
         from detector.shapes import shapes_folder
 
@@ -127,8 +127,37 @@ def load_split(config: DataConfig, root: Path | None, split: str) -> CocoData:
         root = shapes_folder(config.shapes)
     if root is None:
         raise UserError("this configuration needs --data DIR, a folder in COCO form")
-    annotations, folder = find_split(root, config.train if split == "train" else config.val)
+    annotations, folder = find_split(root, {"train": config.train, "val": config.val}.get(split, split))
     return load_coco(annotations, folder, skip_empty_boxes=config.skip_empty_boxes)
+
+
+def pictures(paths: Sequence[Path], classes: tuple[str, ...]) -> tuple[CocoData, list[str]]:
+    """Pictures without annotations, numbered from 1, and what of `paths` is no picture, with the reason."""
+    sizes, names, unreadable = [], [], []
+    for path in dict.fromkeys(paths):
+        try:
+            with Image.open(path) as file:
+                sizes.append((file.height, file.width))
+            names.append(str(path))
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            unreadable.append(f"{path}: {' '.join(str(error).split())}")
+    count = len(names)
+    data = CocoData(
+        annotations=Path(),
+        folder=Path(),
+        image_ids=np.arange(1, count + 1),
+        image_hw=np.array(sizes, np.int64).reshape(count, 2),
+        file_names=names,
+        start=np.zeros(count + 1, np.int64),
+        boxes=np.zeros((0, 4), np.float32),
+        labels=np.zeros(0, np.int64),
+        crowd=np.zeros(0, bool),
+        area=np.zeros(0, np.float32),
+        category_ids=tuple(range(1, len(classes) + 1)),
+        category_names=classes,
+        hash="",
+    )
+    return data, unreadable
 
 
 def load_coco(annotations: Path, folder: Path, *, skip_empty_boxes: bool = False) -> CocoData:

@@ -28,6 +28,32 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} ({self.prog} --help shows the options)")
 
 
+def count(least: int) -> Callable[[str], int]:
+    """The type of an option that is a whole number of `least` or more."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text} given, must be a whole number of {least} or more")
+        return value
+
+    return parse
+
+
+def share(text: str) -> float:
+    """The type of an option that is a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} given, must be a number from 0 to 1")
+    return value
+
+
 def guarded(name: str, command: Callable[[], int], *, interrupted: str = "interrupted") -> int:
     """Run a command; its exit code: 2 and one line for a mistake, 1 if training diverged, 130 SIGINT, 143 SIGTERM.
 
@@ -62,6 +88,14 @@ def exit_on_sigterm() -> None:
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
     _is_terminating.set()
     raise SystemExit(TERMINATED)
+
+
+def output_folder(path: Path) -> None:
+    """Make the folder of --output. Raises UserError if it cannot be one."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {path}: cannot be a folder ({error.strerror})") from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -26,6 +26,7 @@ from detector.norm import Norm
 
 CascadeTest = Literal["input", "shared", "adaptive"]
 SoftNms = Literal["linear", "gaussian"]
+Nms = Literal["hard", "linear", "gaussian"]
 Sampling = Literal["uniform", "class_aware", "class_diversity"]
 
 
@@ -157,7 +158,7 @@ class TestingConfig(Section):
     __test__ = False  # pytest would take it for a test
 
     cascade: CascadeTest = "input"
-    nms: Literal["hard", "linear", "gaussian"] = "hard"
+    nms: Nms = "hard"
     soft_nms_sigma: PositiveFloat = 0.5  # of gaussian Soft-NMS; Bodla et al. 2017, arXiv:1704.04503
     scales: tuple[PositiveInt, ...] = ()
     long_side: PositiveInt = 2100

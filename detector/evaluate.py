@@ -88,6 +88,15 @@ def _accumulated(data: CocoData, detections: Sequence[Detections], *, by_area: b
     return evaluation
 
 
+def coco_results(data: CocoData, detections: Sequence[Detections]) -> list[dict[str, Any]]:
+    """COCO's results form: image_id, category_id, bbox (x, y, width, height) and score of every detection."""
+    rows = (row for index, found in enumerate(detections) for row in _rows(data, index, found).tolist())
+    return [
+        {"image_id": int(image), "category_id": int(category), "bbox": [round(v, 2) for v in box], "score": score}
+        for image, *box, score, category in rows
+    ]
+
+
 def _rows(data: CocoData, index: int, found: Detections) -> NDArray[np.float64]:
     """(N, 7): image id, x, y, width, height, score, category id, as loadRes takes them."""
     boxes = found.boxes.double().numpy()

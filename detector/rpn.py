@@ -28,13 +28,24 @@ class FloatRpnHead(RPNHead):  # type: ignore[misc]  # torchvision ships without 
         return [score.float() for score in scores], [delta.float() for delta in deltas]
 
 
-class FloatAnchorGenerator(AnchorGenerator):  # type: ignore[misc]
-    """torchvision's anchors in float32, whatever the maps are in: bfloat16 moves them by up to 4 pixels."""
+class PyramidAnchors(AnchorGenerator):  # type: ignore[misc]
+    """torchvision's anchors, one side for each level, at the levels' own strides.
+
+    torchvision divides the image by the map to find a stride, which is wrong for maps of odd size (a P7 of 7 cells
+    for 800 pixels would get 114), and takes the maps' precision (bfloat16 moves anchors by up to 4 pixels).
+    """
+
+    def __init__(self, sides: list[float], ratios: tuple[float, ...], strides: list[int]) -> None:
+        super().__init__(tuple((side,) for side in sides), (ratios,) * len(sides))
+        self.strides = strides
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        shapes_only = [feature.new_empty(feature.shape[-2:], dtype=torch.float32) for feature in feature_maps]
-        anchors: list[Tensor] = super().forward(image_list, shapes_only)
-        return anchors
+        device = feature_maps[0].device
+        self.set_cell_anchors(torch.float32, device)
+        sizes = [list(feature.shape[-2:]) for feature in feature_maps]
+        steps = [[torch.tensor(stride, device=device)] * 2 for stride in self.strides]
+        of_image: Tensor = torch.cat(self.grid_anchors(sizes, steps))
+        return [of_image] * len(image_list.image_sizes)
 
 
 class Rpn(nn.Module):
@@ -48,8 +59,8 @@ class Rpn(nn.Module):
         self.config = config
         self.base_stride = base_stride
         ratios = config.anchor_ratios
-        sides = [config.anchor_scale * base_stride * 2**level for level in range(NUM_LEVELS)]
-        anchors = FloatAnchorGenerator(tuple((side,) for side in sides), (ratios,) * NUM_LEVELS)
+        strides = [base_stride * 2**level for level in range(NUM_LEVELS)]
+        anchors = PyramidAnchors([config.anchor_scale * stride for stride in strides], ratios, strides)
         self.network = RegionProposalNetwork(
             anchors,
             FloatRpnHead(channels, len(ratios)),

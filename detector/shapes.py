@@ -28,7 +28,7 @@ CLASSES = tuple(f"{stripe}-{ground}-{sign}" for sign in SIGNS for ground in GROU
 SHARES = {"stripe": (0.7, 0.3), "ground": (0.6, 0.4), "sign": (0.7, 0.3)}  # the tail: 8 to 1 between classes
 TINY_CLASSES = ("upright-spots-plus", "upright-waves-ring", "upright-spots-ring")
 SIGN_PX = 7
-SIGNS_SHOWN = 2  # with one, detectors found out about the sign late or never: one seed in two was stuck at half the AP
+SIGNS_SHOWN = 2  # with one, trainings found out about the sign late or never (docs/decisions.md)
 MIN_SIDE, MAX_SIDE = 5.0, 48.0  # on a picture of 64 pixels
 MAX_HIDDEN = 0.25  # the share of an object that one later object may cover
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from detector.architecture import Architecture
-from detector.cascade_rcnn import CascadeRcnn, coarsest_stride
+from detector.cascade_rcnn import CascadeRcnn, padding_multiple
 from detector.checkpoint import TrainedModel, make_model
 from detector.coco import CocoData, load_split
 from detector.command import Parser, guarded, write_json
@@ -192,7 +192,7 @@ def _run(
     """Train, save and evaluate; the metrics and the seconds of training."""
     training, detector = trained.config.training, trained.config.detector
     model = trained.model.to(memory_format=torch.channels_last).to(device)
-    multiple = coarsest_stride(detector.base_stride)
+    multiple = padding_multiple(detector.base_stride)
     dataset = DetectionDataset(training_data, partial(_size_of, training=training))
     loader = Loader(dataset, multiple, workers=training.loader_workers)
     start = time.monotonic()

@@ -20,7 +20,7 @@ from controller.reinforce import Reinforce, Untrained
 from detector.architecture import Architecture
 from detector.backbone import named_weights
 from detector.coco import CocoData, load_split
-from detector.command import FAILED, Parser, guarded, write_json
+from detector.command import FAILED, Parser, count, guarded, write_json
 from detector.config import load_config, presets
 from detector.errors import UserError
 from detector.progress import Progress
@@ -66,11 +66,11 @@ def _search_parser() -> Parser:
     _study_options(parser)
     parser.add_argument("--config", default="shapes", metavar="NAME|FILE", help=f"{', '.join(presets())} or a file")
     parser.add_argument("--data", type=Path, metavar="DIR", help="a data set in COCO form")
-    parser.add_argument("--episodes", type=_count(1), default=400, metavar="N", help="in all, earlier runs included")
+    parser.add_argument("--episodes", type=count(1), default=400, metavar="N", help="in all, earlier runs included")
     parser.add_argument("--algorithm", choices=("reinforce", "random", "evolution"), help="who proposes")
     parser.add_argument("--prior", metavar="NAME|FILE|none", help="where to start: nas-fpn, fpn or a best.json")
-    parser.add_argument("--seed", type=_count(0), default=0, metavar="N", help="of the study")
-    parser.add_argument("--workers", type=_count(1), metavar="N", help="trials at a time; default: GPUs, else cores")
+    parser.add_argument("--seed", type=count(0), default=0, metavar="N", help="of the study")
+    parser.add_argument("--workers", type=count(1), metavar="N", help="trials at a time; default: GPUs, else cores")
     parser.add_argument("--gpus-per-trial", type=_share, metavar="X", help="default: 1, or 0 without a GPU")
     parser.add_argument("--address", metavar="ADDR", help="a running Ray cluster to join")
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages")
@@ -82,8 +82,8 @@ def _export_parser() -> Parser:
     _study_options(parser)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--best", action="store_true", help="the graph with the highest reward")
-    which.add_argument("--top", type=_count(1), metavar="K", help="the K best graphs, as NAME-1.json to NAME-K.json")
-    which.add_argument("--episode", type=_count(0), metavar="N", help="the graph of one episode")
+    which.add_argument("--top", type=count(1), metavar="K", help="the K best graphs, as NAME-1.json to NAME-K.json")
+    which.add_argument("--episode", type=count(0), metavar="N", help="the graph of one episode")
     parser.add_argument("--output", default="best.json", metavar="FILE|-", help="- prints it")
     return parser
 
@@ -91,19 +91,6 @@ def _export_parser() -> Parser:
 def _study_options(parser: Parser) -> None:
     parser.add_argument("--database", default="nas.db", metavar="FILE|URL", help="where results are kept")
     parser.add_argument("--study", default="default", metavar="NAME", help="which search in it")
-
-
-def _count(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{text} given, must be a whole number of {least} or more")
-        return value
-
-    return parse
 
 
 def _share(text: str) -> float:

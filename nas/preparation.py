@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from detector.architecture import Architecture
 from detector.backbone import named_weights
 from detector.cache import build_once
-from detector.cascade_rcnn import CascadeRcnn, DetectionHeads, coarsest_stride
+from detector.cascade_rcnn import CascadeRcnn, DetectionHeads, padding_multiple
 from detector.coco import CocoData
 from detector.config import DetectorConfig
 from detector.errors import UserError
@@ -109,7 +109,7 @@ def divide(data: CocoData, parts: tuple[float, float, float]) -> dict[str, CocoD
 def canvas_loader(data: CocoData, proxy: ProxyConfig, config: DetectorConfig) -> Loader:
     """Images of one part, shrunk into the proxy's canvas."""
     dataset = DetectionDataset(data, partial(fit_canvas, canvas_hw=proxy.canvas_hw))
-    return Loader(dataset, coarsest_stride(config.base_stride), proxy.canvas_hw)
+    return Loader(dataset, padding_multiple(config.base_stride), proxy.canvas_hw)
 
 
 def prepare(
@@ -177,8 +177,9 @@ def _threads(count: int) -> Iterator[None]:
 
 def _check_size(config: Config, data: CocoData) -> None:
     stride = config.proxy_detector.base_stride
-    height, width = (-(-side // coarsest_stride(stride)) * coarsest_stride(stride) for side in config.proxy.canvas_hw)
-    positions = sum((height // (stride << level)) * (width // (stride << level)) for level in range(5))
+    multiple = padding_multiple(stride)
+    height, width = (-(-side // multiple) * multiple for side in config.proxy.canvas_hw)
+    positions = sum(-(-height // (stride << level)) * -(-width // (stride << level)) for level in range(5))
     gigabytes = len(data) * sum(config.proxy.parts[1:]) * positions * config.proxy_detector.channels * 2 / 1e9
     if gigabytes > config.proxy.cache_limit_gb:
         raise UserError(

@@ -1,11 +1,9 @@
 import pytest
 import torch
-from torchvision.ops import box_iou, nms
 
 from detector.cascade import Cascade, stage_losses
-from detector.config import CascadeConfig, TestingConfig
+from detector.config import CascadeConfig
 from detector.roi_pool import RoiAlign
-from detector.suppression import select
 from detector.targets import Proposals, Targets
 
 CONFIG = CascadeConfig(pool_size=3, sampling_ratio=1, level_cells=3.0, width=16, samples=24, positive_fraction=0.5)
@@ -177,35 +175,3 @@ def test_stages_take_any_head_at_any_resolution(head, pool_size) -> None:
 def test_heads_must_be_one_for_each_stage() -> None:
     with pytest.raises(ValueError, match="one entry a stage"):
         CascadeConfig(head=("2fc", "2fc"))
-
-
-def test_select_suppresses_within_class_and_image_only() -> None:
-    boxes = torch.tensor([[10.0, 10, 20, 20], [11, 10, 21, 20], [10, 10, 20, 20]]).repeat(2, 1, 1)
-    scores = torch.tensor([[0.9, 0.0], [0.8, 0.0], [0.0, 0.7]]).repeat(2, 1, 1)
-    regions = Proposals(boxes, torch.tensor([[True, True, True], [False, True, True]]))
-    config = CascadeConfig(score_threshold=0.05)
-    first, second = select(regions, scores, config, TestingConfig())
-    assert list(zip(first.labels.tolist(), first.scores.tolist(), strict=True)) == [
-        (0, pytest.approx(0.9)),
-        (1, pytest.approx(0.7)),
-    ]
-    assert second.scores.tolist() == pytest.approx([0.8, 0.7])
-    best = select(regions, scores, config.model_copy(update={"detections": 1}), TestingConfig())
-    assert [found.scores.tolist() for found in best] == [[pytest.approx(0.9)], [pytest.approx(0.8)]]
-
-
-def test_select_equals_a_loop_over_images_and_classes() -> None:
-    corner = torch.rand(2, 60, 2) * 20
-    regions = Proposals(torch.cat((corner, corner + 10 + torch.rand(2, 60, 2)), -1), torch.rand(2, 60) > 0.1)
-    scores, config = torch.rand(2, 60, 4), CascadeConfig(score_threshold=0.3, detections=1000)
-    for image, found in enumerate(select(regions, scores, config, TestingConfig())):
-        rows = set()
-        for label in range(4):
-            usable = (regions.valid[image] & (scores[image, :, label] > 0.3)).nonzero().squeeze(1)
-            kept = usable[nms(regions.boxes[image, usable], scores[image, usable, label], 0.5)]
-            rows |= {(label, round(float(scores[image, i, label]), 5)) for i in kept}
-        assert {(int(k), round(float(s), 5)) for k, s in zip(found.labels, found.scores, strict=True)} == rows
-        assert found.scores.equal(found.scores.sort(descending=True).values)
-        for label in range(4):
-            of_class = found.boxes[found.labels == label]
-            assert (box_iou(of_class, of_class) - torch.eye(len(of_class))).max() <= 0.5

@@ -49,7 +49,7 @@ def test_the_forms_of_one_network_detect_the_same() -> None:
 
 def test_images_that_are_not_padded_are_refused() -> None:
     model = CascadeRcnn(CONFIG, None, 3)
-    with pytest.raises(ValueError, match="must be padded to multiples of 64"):
+    with pytest.raises(ValueError, match="must be padded to multiples of 16"):
         model.features(torch.rand(1, 3, 64, 70))
 
 
@@ -98,3 +98,13 @@ def test_mixed_precision_keeps_boxes_in_float32(batched: bool) -> None:
     assert all(feature.dtype == torch.bfloat16 for feature in seen[0][0])
     assert all(loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_images_whose_p6_and_p7_are_of_odd_size_train_and_detect(batched: bool) -> None:
+    model = CascadeRcnn(CONFIG, PRIORS["nas-fpn"], 3, batched=batched)
+    images, image_hw = torch.rand(2, 3, 48, 80), torch.tensor([[48, 80], [41, 70]])
+    sizes = [tuple(feature.shape[2:]) for feature in model.features(images)]
+    assert sizes == [(12, 20), (6, 10), (3, 5), (2, 3), (1, 2)]
+    sum(model(images, image_hw, batch().targets).values()).backward()
+    assert len(model.eval().detect(images, image_hw)) == 2

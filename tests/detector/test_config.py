@@ -15,7 +15,7 @@ def test_presets_are_valid_for_both_programs(name: str) -> None:
 
 
 def test_presets_are_those_documented() -> None:
-    assert presets() == ["bccd", "coco", "shapes", "smoke"]
+    assert presets() == ["bccd", "coco", "objects365", "shapes", "smoke"]
 
 
 @pytest.mark.parametrize(
@@ -46,5 +46,7 @@ def test_mistakes_are_one_line_that_names_the_key(tmp_path: Path, text: str, mes
 
 
 def test_unknown_configurations_name_the_presets() -> None:
-    with pytest.raises(UserError, match=r"config shapez: cannot be read .* one of: bccd, coco, shapes, smoke"):
+    with pytest.raises(
+        UserError, match=r"config shapez: cannot be read .* one of: bccd, coco, objects365, shapes, smoke"
+    ):
         load_config("shapez", Config)

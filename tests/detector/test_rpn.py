@@ -1,4 +1,5 @@
 import torch
+from torchvision.models.detection.image_list import ImageList
 
 from detector.config import RpnConfig
 from detector.rpn import BatchedRpn, Rpn
@@ -58,3 +59,16 @@ def test_anchors_are_exact_in_mixed_precision() -> None:
     exact = BatchedRpn(CONFIG, 8, 4)._anchors([feature.float() for feature in maps])
     assert BatchedRpn(CONFIG, 8, 4)._anchors(maps).equal(exact)
     assert exact.max() > 2000
+
+
+def test_anchors_stand_at_the_levels_strides_for_maps_of_odd_size() -> None:
+    """800x1344 has a P7 of 7x11 cells; dividing the image by them would give strides of 114 and 122, not 128."""
+    sizes = [(100, 168), (50, 84), (25, 42), (13, 21), (7, 11)]
+    network = Rpn(RpnConfig(anchor_ratios=(1.0,)), 4, 8)
+    maps = [torch.zeros(1, 4, *size) for size in sizes]
+    (anchors,) = network.network.anchor_generator(ImageList(torch.zeros(1, 3, 800, 1344), [(800, 1333)]), maps)
+    coarsest = anchors[-77:].view(7, 11, 4)
+    centres = (coarsest[..., :2] + coarsest[..., 2:]) / 2
+    assert centres[..., 0].unique().tolist() == [128 * i for i in range(11)]
+    assert centres[..., 1].unique().tolist() == [128 * i for i in range(7)]
+    assert (coarsest[..., 2:] - coarsest[..., :2]).unique().tolist() == [512]

@@ -1,0 +1,108 @@
+"""detect: the objects in pictures, drawn on them and as COCO-form JSON."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from detector.cascade_rcnn import padding_multiple
+from detector.coco import CocoData, pictures
+from detector.command import Parser, guarded, output_folder, share
+from detector.drawing import draw_detections
+from detector.errors import UserError
+from detector.evaluate import coco_results
+from detector.inference import detect_split, views_of
+from detector.progress import Progress
+from detector.targets import Detections
+from detector.testing_options import add_testing_options, load_for_test
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of detect."""
+    return guarded("detect", lambda: _detect(_parser().parse_args(argv)))
+
+
+def _parser() -> Parser:
+    parser = Parser("detect", "Find objects in pictures: a copy of each with boxes, and detections.json for all.")
+    parser.add_argument("pictures", type=Path, nargs="+", metavar="PATH", help="pictures, or folders of them")
+    parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="a model.pt of train-final")
+    parser.add_argument("--threshold", type=share, default=0.3, metavar="X", help="least score of what is shown")
+    add_testing_options(parser)
+    parser.add_argument("--output", type=Path, default=Path("runs/detect"), metavar="DIR", help="where results go")
+    return parser
+
+
+def _detect(args: argparse.Namespace) -> int:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trained = load_for_test(args.weights, args, device)
+    sources = _find(args.pictures)
+    targets = _targets(sources, args.output)
+    data, unreadable = pictures(sources, trained.classes)
+    for line in unreadable:
+        print(f"detect: left out {line}")
+    if not len(data):
+        raise UserError("none of the files is a picture that can be read")
+    output_folder(args.output)
+    config = trained.config
+    views = views_of(data, config.training, trained.model.heads.testing, padding_multiple(config.detector.base_stride))
+    with Progress() as progress:
+        found = detect_split(trained.model, views, data.image_hw, device, partial(progress, "detecting"))
+        shown = [_above(detections, args.threshold) for detections in found]
+        for number, (name, detections) in enumerate(zip(data.file_names, shown, strict=True), 1):
+            with Image.open(name) as picture:
+                draw_detections(picture, detections, trained.classes).save(targets[Path(name)])
+            progress("drawing", number, len(data))
+    (args.output / "detections.json").write_text(json.dumps(_document(data, shown)))
+    total = sum(len(detections.scores) for detections in shown)
+    print(f"{args.output}: {total} objects in {len(data)} pictures, and detections.json")
+    return 0
+
+
+def _find(paths: Sequence[Path]) -> list[Path]:
+    """Files as they are, and the pictures of folders by name. Raises UserError."""
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise UserError(f"{path}: holds no pictures ({', '.join(sorted(SUFFIXES))})")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise UserError(f"{path}: no such file or folder")
+    return found
+
+
+def _targets(sources: Sequence[Path], output: Path) -> dict[Path, Path]:
+    """Where the drawing of each picture goes. Raises UserError where one would be written over a picture."""
+    targets: dict[Path, Path] = {}
+    for source in dict.fromkeys(sources):
+        target = output / f"{source.stem}.png"
+        if target in targets.values():
+            raise UserError(f"{source}: another picture of that name is given; use one --output for each folder")
+        if target.resolve() == source.resolve():
+            raise UserError(f"--output {output}: its drawings would replace the pictures; give another folder")
+        targets[source] = target
+    return targets
+
+
+def _above(found: Detections, threshold: float) -> Detections:
+    keep = found.scores >= threshold
+    return Detections(found.boxes[keep], found.scores[keep], found.labels[keep])
+
+
+def _document(data: CocoData, found: Sequence[Detections]) -> dict[str, object]:
+    """COCO form: images, categories, and detections as annotations with a score."""
+    sizes = zip(data.image_ids.tolist(), data.file_names, data.image_hw.tolist(), strict=True)
+    return {
+        "images": [{"id": i, "file_name": name, "height": hw[0], "width": hw[1]} for i, name, hw in sizes],
+        "categories": [{"id": i, "name": n} for i, n in zip(data.category_ids, data.category_names, strict=True)],
+        "annotations": [{"id": i, **result} for i, result in enumerate(coco_results(data, found), 1)],
+    }

@@ -1,0 +1,114 @@
+"""eval-final: trained weights, or an ensemble of them, on a split."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import get_args
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from detector.cascade_rcnn import padding_multiple
+from detector.checkpoint import TrainedModel
+from detector.coco import CocoData, load_split
+from detector.command import Parser, guarded, output_folder, write_json
+from detector.drawing import draw_precision_recall
+from detector.ensemble import Fusion, fuse
+from detector.errors import UserError
+from detector.evaluate import Metrics, coco_results, evaluate
+from detector.inference import detect_split, views_of
+from detector.progress import Progress
+from detector.targets import Detections
+from detector.testing_options import add_testing_options, load_for_test
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of eval-final."""
+    return guarded("eval-final", lambda: _eval_final(_parser().parse_args(argv)))
+
+
+def _parser() -> Parser:
+    parser = Parser("eval-final", "Evaluate weights of train-final; several --weights are tested as one ensemble.")
+    parser.add_argument(
+        "--weights", type=Path, action="append", required=True, metavar="FILE", help="a model.pt; may be given again"
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="a data set in COCO form")
+    parser.add_argument("--split", default="val", metavar="NAME", help="which part of it")
+    add_testing_options(parser)
+    parser.add_argument("--fuse", choices=get_args(Fusion), default="wbf", help="how an ensemble's boxes are merged")
+    parser.add_argument("--output", type=Path, default=Path("runs/eval"), metavar="DIR", help="where results go")
+    return parser
+
+
+def _eval_final(args: argparse.Namespace) -> int:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    models = [load_for_test(path, args, device) for path in args.weights]
+    data = load_split(models[0].config.data, args.data, args.split)
+    for path, trained in zip(args.weights, models, strict=True):
+        if trained.classes != data.category_names:
+            raise UserError(
+                f"{path}: its {len(trained.classes)} classes ({', '.join(trained.classes[:3])}, ...) are not the "
+                f"{len(data.category_names)} of {data.annotations} ({', '.join(data.category_names[:3])}, ...)"
+            )
+    output_folder(args.output)
+    with Progress() as progress:
+        of_models = [
+            _detect(trained, data, device, progress, path) for path, trained in zip(args.weights, models, strict=True)
+        ]
+    found = of_models[0] if len(models) == 1 else _fused(of_models, data, args.fuse, models)
+    metrics, precision = evaluate(data, found)
+    settings = {
+        "weights": [str(path) for path in args.weights],
+        "split": args.split,
+        "images": len(data),
+        "testing": [trained.model.heads.testing.model_dump(mode="json") for trained in models],
+        "fuse": args.fuse if len(models) > 1 else None,
+    }
+    write_json(args.output / "metrics.json", metrics.to_dict() | settings)
+    (args.output / "detections.json").write_text(json.dumps(coco_results(data, found)))
+    draw_precision_recall(precision, args.output / "precision_recall.png")
+    _show(metrics, data)
+    print(f"{args.output}: metrics.json, detections.json, precision_recall.png")
+    return 0
+
+
+def _detect(
+    trained: TrainedModel, data: CocoData, device: torch.device, progress: Progress, path: Path
+) -> list[Detections]:
+    config = trained.config
+    multiple = padding_multiple(config.detector.base_stride)
+    views = views_of(data, config.training, trained.model.heads.testing, multiple)
+    return detect_split(trained.model, views, data.image_hw, device, partial(progress, f"detecting with {path}"))
+
+
+def _fused(
+    of_models: list[list[Detections]], data: CocoData, fusion: Fusion, models: list[TrainedModel]
+) -> list[Detections]:
+    limit = max(trained.config.detector.cascade.detections for trained in models)
+    sizes = torch.from_numpy(data.image_hw)
+    return [fuse(of_image, size, fusion, limit) for *of_image, size in zip(*of_models, sizes, strict=True)]
+
+
+def _show(metrics: Metrics, data: CocoData) -> None:
+    """A line of all classes, one for each size, one for each class."""
+    boxes = data.labels[~data.crowd]
+    table = Table("", "AP", "objects", title=f"{len(data)} images")
+    small, medium = 32**2, 96**2  # COCO's limits, in pixels
+    area = data.area[~data.crowd]
+    rows: list[tuple[str, float | None, int]] = [
+        ("all", metrics.ap, len(boxes)),
+        ("at IoU 0.5", metrics.ap50, len(boxes)),
+        ("at IoU 0.75", metrics.ap75, len(boxes)),
+        ("small", metrics.ap_small, int((area < small).sum())),
+        ("medium", metrics.ap_medium, int(((area >= small) & (area < medium)).sum())),
+        ("large", metrics.ap_large, int((area >= medium).sum())),
+    ]
+    of_class = [(name, ap, int((boxes == k).sum())) for k, (name, ap) in enumerate(metrics.ap_by_class.items())]
+    for part in (rows, sorted(of_class, key=lambda row: -row[2])):
+        for name, ap, count in part:
+            table.add_row(name, "-" if ap is None else f"{ap:.4f}", str(count))
+        table.add_section()
+    Console().print(table)

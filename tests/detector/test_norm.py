@@ -1,0 +1,47 @@
+import pytest
+import torch
+from timm.layers import StdConv2d
+from torch import nn
+
+from detector.config import BackboneConfig
+from detector.norm import WeightStandardisation, norm_layer, standardise_weights
+
+
+def test_standardised_weights_have_mean_0_and_variance_1_for_each_output() -> None:
+    weight = WeightStandardisation()(torch.randn(5, 3, 3, 3) * 4 + 2)
+    assert weight.mean((1, 2, 3)).abs().max() < 1e-5
+    torch.testing.assert_close(weight.var((1, 2, 3), correction=0), torch.ones(5), rtol=1e-3, atol=1e-3)
+
+
+def test_a_standardised_convolution_equals_timm_s() -> None:
+    reference = StdConv2d(4, 6, 3, padding=1, eps=1e-5)
+    ours = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1, bias=False))
+    ours[0].load_state_dict(reference.state_dict())
+    standardise_weights(ours)
+    images = torch.randn(2, 4, 9, 9)
+    torch.testing.assert_close(ours(images), reference(images), rtol=1e-4, atol=1e-5)
+
+
+def test_scale_and_shift_of_trained_weights_do_not_matter_and_they_train() -> None:
+    layer = nn.Sequential(nn.Conv2d(4, 6, 3))
+    standardise_weights(layer)
+    images = torch.randn(1, 4, 8, 8)
+    before = layer(images)
+    original = layer[0].parametrizations.weight.original
+    with torch.no_grad():
+        original.mul_(3).add_(0.5)
+    torch.testing.assert_close(layer(images), before, rtol=1e-3, atol=1e-3)
+    layer(images).square().sum().backward()
+    assert original.grad.abs().sum() > 0
+
+
+def test_weight_standardisation_without_group_norm_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs norm gn"):
+        BackboneConfig(weights="none", norm="bn", weight_standardisation=True)
+
+
+def test_sync_bn_is_bn_in_a_single_process() -> None:
+    ours, plain = norm_layer("sync_bn")(4), norm_layer("bn")(4)
+    maps = torch.randn(3, 4, 5, 5)
+    torch.testing.assert_close(ours(maps), plain(maps))
+    torch.testing.assert_close(ours.running_var, plain.running_var)
