@@ -25,14 +25,14 @@ def model() -> CascadeRcnn:
     return CascadeRcnn(CONFIG.detector, PRIORS["nas-fpn"], 2, batched=True).eval()
 
 
-def tested_with(**changes):
+def options(**changes):
     return CONFIG.detector.testing.model_copy(update=changes)
 
 
 def test_one_scale_is_the_same_as_none(data: CocoData, model: CascadeRcnn) -> None:
     training = CONFIG.training.model_copy(update={"short_side": 40, "long_side": 48})
-    plain = detect_split(model, views_of(data, training, tested_with(), 64), data.image_hw, CPU)
-    listed = detect_split(model, views_of(data, training, tested_with(scales=(40,)), 64), data.image_hw, CPU)
+    plain = detect_split(model, views_of(data, training, options(), 64), data.image_hw, CPU)
+    listed = detect_split(model, views_of(data, training, options(scales=(40,)), 64), data.image_hw, CPU)
     for ours, theirs in zip(listed, plain, strict=True):
         assert all(a.equal(b) for a, b in zip(ours, theirs, strict=True))
     assert sum(len(found.scores) for found in plain) > 10
@@ -40,7 +40,7 @@ def test_one_scale_is_the_same_as_none(data: CocoData, model: CascadeRcnn) -> No
 
 def test_boxes_come_back_in_pixels_of_the_original(data: CocoData, model: CascadeRcnn) -> None:
     training = CONFIG.training.model_copy(update={"short_side": 80, "long_side": 96})
-    large = detect_split(model, views_of(data, training, tested_with(), 64), data.image_hw, CPU)
+    large = detect_split(model, views_of(data, training, options(), 64), data.image_hw, CPU)
     for found in large:
         assert found.boxes[:, 2].max() <= 48
         assert found.boxes[:, 3].max() <= 40
@@ -74,7 +74,7 @@ def test_mirrored_views_are_mirrored_back_and_scales_agree() -> None:
 
 
 def test_flip_and_scales_make_their_product_of_views(data: CocoData) -> None:
-    views = views_of(data, CONFIG.training, tested_with(scales=(40, 64), flip=True), 64)
+    views = views_of(data, CONFIG.training, options(scales=(40, 64), flip=True), 64)
     assert [view.is_flipped for view in views] == [False, True, False, True]
     first, mirrored, *_ = (next(iter(view.batches)) for view in views)
     height, width = first.image_hw[0].tolist()
