@@ -8,7 +8,7 @@ from detector.backbone import Backbone, Fpn
 from detector.cascade import Cascade
 from detector.config import DetectorConfig
 from detector.nas_fpn import NasFpn
-from detector.roi_pool import GatheredRoiAlign, RoiAlign
+from detector.roi_pool import RoiAlign
 from detector.rpn import BatchedRpn, Rpn
 from detector.suppression import select
 from detector.targets import Detections, Proposals, Targets
@@ -38,9 +38,7 @@ class DetectionHeads(nn.Module):
         )
         self.rpn = (BatchedRpn if batched else Rpn)(config.rpn, config.channels, config.base_stride)
         cascade = config.cascade
-        pool = (GatheredRoiAlign if batched else RoiAlign)(
-            config.base_stride, cascade.sampling_ratio, cascade.level_cells
-        )
+        pool = RoiAlign(config.base_stride, cascade.sampling_ratio, cascade.level_cells, batched=batched)
         self.cascade = Cascade(cascade, pool, config.channels, num_classes)
         self.testing = config.testing
 

@@ -1,4 +1,4 @@
-"""RoIAlign over the five levels (He et al. 2017, arXiv:1703.06870), in two forms with the same result."""
+"""RoIAlign over the five levels (He et al. 2017, arXiv:1703.06870), by two ways to the same result."""
 
 import torch
 from torch import Tensor, nn
@@ -9,18 +9,27 @@ from detector.architecture import NUM_LEVELS
 
 
 class RoiAlign(nn.Module):
-    """torchvision's operator, level by level, for maps of any size.
+    """features [(B, C, H_l, W_l)], boxes (B, P, 4) xyxy pixels, size S -> (B * P, C, S, S).
 
-    features [(B, C, H_l, W_l)], boxes (B, P, 4) xyxy pixels, size S -> (B * P, C, S, S). A box is pooled from the level
-    where its side, sqrt(area), is at least level_cells cells and below twice that, clamped to P3..P7: 14 cells is the
-    rule of Lin et al. 2017, arXiv:1612.03144, equation 1 (224 px at stride 16).
+    A box is pooled from the level where its side, sqrt(area), is at least level_cells cells and below twice that,
+    clamped to P3..P7: 14 cells is the rule of Lin et al. 2017, arXiv:1612.03144, equation 1 (224 px at stride 16).
+
+    By torchvision's operator, level by level, or by gathering: every bin of every region is a weighted sum over rows of
+    one table of all positions of all levels, so that no region is moved and nothing waits for a count of regions.
+    Gathering is the faster way for small maps (batched=True), and on the CPU always: there the operator runs on one
+    core and reads across channels.
     """
 
-    def __init__(self, base_stride: int, sampling_ratio: int, level_cells: float) -> None:
+    def __init__(self, base_stride: int, sampling_ratio: int, level_cells: float, *, batched: bool = False) -> None:
         super().__init__()
         self.base_stride = base_stride
         self.sampling_ratio = sampling_ratio
         self.level_cells = level_cells
+        self.batched = batched
+
+    def forward(self, features: list[Tensor], boxes: Tensor, size: int) -> Tensor:
+        gathers = self.batched or not features[0].is_cuda
+        return (self.gather if gathers else self.operate)(features, boxes, size)
 
     def levels(self, boxes: Tensor) -> Tensor:
         """(..., 4) -> (...) index of the level, 0 for P3 to 4 for P7."""
@@ -28,7 +37,8 @@ class RoiAlign(nn.Module):
         index = (sides / (self.level_cells * self.base_stride)).clamp(min=1e-6).log2().floor()
         return index.clamp(0, NUM_LEVELS - 1).long()
 
-    def forward(self, features: list[Tensor], boxes: Tensor, size: int) -> Tensor:
+    def operate(self, features: list[Tensor], boxes: Tensor, size: int) -> Tensor:
+        """By torchvision's operator."""
         batch, count = boxes.shape[:2]
         images = torch.arange(batch, device=boxes.device).repeat_interleave(count)
         regions = torch.cat((images[:, None].to(boxes.dtype), boxes.flatten(0, 1)), dim=1)  # (B * P, 5)
@@ -40,15 +50,8 @@ class RoiAlign(nn.Module):
             pooled[chosen] = roi_align(feature, regions[chosen], size, scale, self.sampling_ratio, aligned=True)
         return pooled
 
-
-class GatheredRoiAlign(RoiAlign):
-    """The same for small maps: every bin of every region is one weighted sum over rows of one table.
-
-    The table holds the positions of all levels, so no region is moved and nothing waits for a count of regions. On
-    small maps, where the operator's overhead per level dominates, this is the faster form.
-    """
-
-    def forward(self, features: list[Tensor], boxes: Tensor, size: int) -> Tensor:
+    def gather(self, features: list[Tensor], boxes: Tensor, size: int) -> Tensor:
+        """By one weighted sum of rows for each bin."""
         batch, count = boxes.shape[:2]
         channels = features[0].shape[1]
         table = torch.cat([feature.permute(0, 2, 3, 1).reshape(-1, channels) for feature in features])

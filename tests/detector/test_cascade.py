@@ -76,6 +76,21 @@ def test_labels_rise_with_the_iou_of_the_stage() -> None:
     assert labels == [[0, 0, 0], [3, 0, 0], [3, 3, 0]]
 
 
+def test_stages_weigh_1_a_half_and_a_quarter() -> None:
+    """arXiv:1712.00726, and the reciprocals of the published box weights (10, 20, 30 and 5, 10, 15)."""
+    network, maps, regions = cascade(), features(), proposals()
+    found = []
+    for weights in ((1.0, 1.0, 1.0), CONFIG.loss_weights):
+        network.config = CONFIG.model_copy(update={"loss_weights": weights})
+        torch.manual_seed(1)
+        found.append(network.losses(maps, regions, targets(), IMAGE_HW))
+    for stage, weight in enumerate((1, 0.5, 0.25)):
+        for kind in ("class", "box"):
+            name = f"stage{stage}_{kind}"
+            assert found[1][name].item() == pytest.approx(weight * found[0][name].item(), rel=1e-5)
+    assert (1 / network.delta_stds).tolist() == [pytest.approx([x, x, x / 2, x / 2]) for x in (10, 20, 30)]
+
+
 def test_stage_losses_equal_the_obvious_form() -> None:
     logits, deltas, goal = torch.randn(2, 5, 4), torch.randn(2, 5, 4), torch.randn(2, 5, 4)
     labels, valid = torch.randint(0, 4, (2, 5)), torch.rand(2, 5) > 0.3

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from detector.roi_pool import GatheredRoiAlign, RoiAlign
+from detector.roi_pool import RoiAlign
 
 
 def regions(batch: int, count: int, size: float) -> torch.Tensor:
@@ -15,12 +15,13 @@ def regions(batch: int, count: int, size: float) -> torch.Tensor:
 
 @pytest.mark.parametrize("sampling_ratio", [1, 2])
 @pytest.mark.parametrize("pool_size", [2, 7])
-def test_gathered_form_equals_torchvision(pool_size: int, sampling_ratio: int) -> None:
+def test_gathering_equals_torchvision_s_operator(pool_size: int, sampling_ratio: int) -> None:
     features = [torch.randn(2, 6, -(-40 // 2**i), -(-56 // 2**i), requires_grad=True) for i in range(5)]
     boxes = regions(2, 40, 200.0)
     results, gradients = [], []
-    for form in (RoiAlign, GatheredRoiAlign):
-        pooled = form(4, sampling_ratio, 3.0)(features, boxes, pool_size)
+    pool = RoiAlign(4, sampling_ratio, 3.0)
+    for way in (pool.operate, pool.gather):
+        pooled = way(features, boxes, pool_size)
         results.append(pooled)
         gradients.append(torch.autograd.grad(pooled.square().sum(), features))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)

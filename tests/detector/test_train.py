@@ -5,7 +5,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detector.config import OptimizationConfig
+from detector.architecture import PRIORS
+from detector.cascade_rcnn import CascadeRcnn
+from detector.config import DetectorSections, OptimizationConfig, load_config
 from detector.errors import NonFiniteLossError
 from detector.train import learning_rate_factor, make_optimizer, train
 
@@ -56,6 +58,19 @@ def test_norms_and_biases_are_not_decayed_and_every_parameter_is_in_one_group() 
     assert sum(len(group["params"]) for group in groups) == len(decay)
     wanted = {id(p): 0.1 if p is model[0].weight else 0.0 for p in model.parameters() if p.requires_grad}
     assert decay == wanted
+
+
+def test_the_whole_detector_is_in_one_group_each_and_only_weights_of_layers_are_decayed() -> None:
+    detector = load_config("smoke", DetectorSections).detector
+    backbone = detector.backbone.model_copy(update={"norm": "gn", "weight_standardisation": True, "deformable": "v2"})
+    model = CascadeRcnn(detector.model_copy(update={"backbone": backbone}), PRIORS["nas-fpn"], 3)
+    groups = make_optimizer(model, config(weight_decay=0.1)).param_groups
+    decay = [(id(p), group["weight_decay"]) for group in groups for p in group["params"]]
+    assert len(dict(decay)) == len(decay) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        is_plain = name.endswith("bias") or "norm" in name or ".bn" in name or "downsample.2" in name
+        is_plain = is_plain or parameter.ndim == 1
+        assert dict(decay)[id(parameter)] == (0.0 if is_plain else 0.1), name
 
 
 def test_learning_rate_warms_up_then_falls() -> None:
