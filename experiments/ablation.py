@@ -26,7 +26,7 @@ from detector.cascade_rcnn import CascadeRcnn, padding_multiple
 from detector.checkpoint import make_model
 from detector.coco import CocoData, load_split
 from detector.config import DetectorSections, load_config
-from detector.evaluate import coco_metrics
+from detector.evaluate import average_precision
 from detector.inference import detect_split, views_of
 from detector.loader import DetectionDataset, Loader, fit
 from detector.sampling import draw, image_weights
@@ -162,7 +162,7 @@ def ap_of(model: CascadeRcnn, config: DetectorSections, data: CocoData, test: Ma
     before = model.heads.testing
     model.heads.testing = before.model_copy(update=dict(test))
     views = views_of(data, config.training, model.heads.testing, padding_multiple(config.detector.base_stride))
-    ap = coco_metrics(data, detect_split(model, views, data.image_hw, CPU)).ap
+    ap = average_precision(data, detect_split(model, views, data.image_hw, CPU))
     model.heads.testing = before
     return ap
 
