@@ -137,6 +137,30 @@ class Architecture:
             first, second = second, first
         return replace(cell, inputs=(first, second))
 
+    def aligned_with(self, other: "Architecture") -> "Architecture":
+        """The isomorphic form whose cells differ least from those of `other`, place by place: for pictures and tables.
+
+        Among equals the first in the order of canonical(). A graph with another number of cells stays canonical.
+        """
+        best = self.canonical()
+        if len(self.cells) != len(other.cells) or self.num_intermediate != other.num_intermediate:
+            return best
+        least = sum(_distance(*pair) for pair in zip(best.cells, other.cells, strict=True))
+        waiting: list[tuple[int, tuple[int, ...], tuple[MergeCell, ...]]] = [(0, (), ())]
+        while waiting:
+            distance, order, cells = waiting.pop()
+            if distance >= least:
+                continue
+            if len(cells) == len(self.cells):
+                least, best = distance, replace(self, cells=cells)
+                continue
+            for index in self._next(order, len(cells)):
+                cell = self._renumbered(index, order)
+                added = _distance(cell, other.cells[len(cells)])
+                waiting.append((distance + added, (*order, index), (*cells, cell)))
+            waiting.sort(key=lambda entry: (len(entry[1]), -entry[0]))  # the longest next, of these the closest
+        return best
+
     @property
     def hash(self) -> str:
         """SHA-256 of the canonical graph: equal exactly for isomorphic graphs."""
@@ -201,6 +225,12 @@ class Architecture:
 
 def _sort_key(cell: MergeCell) -> tuple[tuple[int, int], int, str]:
     return cell.inputs, cell.level, cell.op
+
+
+def _distance(ours: MergeCell, theirs: MergeCell) -> int:
+    """In how many of the four decisions two cells differ, the order of inputs aside."""
+    inputs = len({*ours.inputs} - {*theirs.inputs})
+    return inputs + (ours.level != theirs.level) + (ours.op != theirs.op)
 
 
 def _is_int(value: object) -> bool:

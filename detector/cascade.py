@@ -33,8 +33,10 @@ class Cascade(nn.Module):
     ) -> dict[str, Tensor]:
         """Classification and box loss of each stage, weighted.
 
-        Ground truth joins the regions of every stage, so that late stages see objects that early ones missed.
+        Ground truth joins the regions before they are sampled, and stays where it is from stage to stage, so that late
+        stages see objects that early ones missed.
         """
+        features = self.pool.prepared(features)
         losses: dict[str, Tensor] = {}
         regions, is_truth = self._sample(proposals, targets)
         for stage, head in enumerate(self.heads):
@@ -85,6 +87,7 @@ class Cascade(nn.Module):
         `adaptive` each at the box that it predicted itself (B1, B2, B3). Whatever is pooled is pooled once: three
         poolings, in `adaptive` four.
         """
+        features = self.pool.prepared(features)
         stages, sizes = len(self.heads), self.config.pool_sizes
         boxes = [proposals]
         pooled: dict[tuple[int, int], Tensor] = {}

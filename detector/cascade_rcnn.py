@@ -13,9 +13,6 @@ from detector.rpn import BatchedRpn, Rpn
 from detector.suppression import select
 from detector.targets import Detections, Proposals, Targets
 
-IMAGE_MEAN = (0.485, 0.456, 0.406)  # of ImageNet in RGB, what timm's ResNets were trained with
-IMAGE_STD = (0.229, 0.224, 0.225)
-
 
 def padding_multiple(base_stride: int) -> int:
     """What the sides of images are padded to a multiple of: the stride of P5. P6 and P7 may be of odd size."""
@@ -84,8 +81,8 @@ class CascadeRcnn(nn.Module):
         self.backbone = Backbone(config.backbone, config.base_stride)
         self.fpn = Fpn(self.backbone.channels, config.channels)
         self.heads = DetectionHeads(config, architecture, num_classes, batched=batched)
-        self.register_buffer("mean", torch.tensor(IMAGE_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGE_STD).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(self.backbone.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(self.backbone.std).view(3, 1, 1), persistent=False)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """P3..P7 of the ordinary FPN."""

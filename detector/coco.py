@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from detector.config import DataConfig, SplitFiles
@@ -45,6 +45,11 @@ class CocoData:
     def num_classes(self) -> int:
         return len(self.category_ids)
 
+    @property
+    def num_objects(self) -> int:
+        """Crowd regions aside."""
+        return int((~self.crowd).sum())
+
     def __len__(self) -> int:
         return len(self.image_ids)
 
@@ -55,12 +60,19 @@ class CocoData:
         return self.boxes[span][single], self.labels[span][single]
 
     def image(self, index: int) -> Tensor:
-        """(3, H, W) uint8 RGB. Raises UserError with file and id if it cannot be decoded or has another size."""
+        """(3, H, W) uint8 RGB. Raises UserError with file and id if it cannot be decoded or has another size.
+
+        A picture that its EXIF data turns (a phone's) comes upright, unless its listed size says that the annotations
+        mean it as it is stored.
+        """
         path = self.folder / self.file_names[index]
         where = f"{path} (image {self.image_ids[index]})"
         try:
             with Image.open(path) as file:
-                pixels = np.array(file.convert("RGB"))
+                as_stored = (file.height, file.width) == tuple(self.image_hw[index])
+                turned = upright(file)
+                is_listed = (turned.height, turned.width) == tuple(self.image_hw[index])
+                pixels = np.array(rgb(file if as_stored and not is_listed else turned))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises
             raise UserError(f"{where}: cannot be decoded ({' '.join(str(error).split())})") from error
         image = torch.from_numpy(pixels).permute(2, 0, 1)
@@ -107,10 +119,8 @@ def find_split(root: Path, split: str | SplitFiles) -> tuple[Path, Path]:
                     return annotations, folder
             raise UserError(f"--data {root}: no image folder for {annotations.name}; looked for {_or(folders)}")
     looked_for = [root / "annotations" / f"instances_{name}.json" for name in names]
-    raise UserError(
-        f"--data {root}: no annotations of split {split!r}; looked for {_or(looked_for)} "
-        f"(data.{split} in the configuration can name other files)"
-    )
+    hint = f" (data.{split} in the configuration can name other files)" if split in ("train", "val") else ""
+    raise UserError(f"--data {root}: no annotations of split {split!r}; looked for {_or(looked_for)}{hint}")
 
 
 def _or(paths: list[Path]) -> str:
@@ -132,14 +142,18 @@ def load_split(config: DataConfig, root: Path | None, split: str) -> CocoData:
 
 
 def pictures(paths: Sequence[Path], classes: tuple[str, ...]) -> tuple[CocoData, list[str]]:
-    """Pictures without annotations, numbered from 1, and what of `paths` is no picture, with the reason."""
+    """Pictures without annotations, numbered from 1, and what of `paths` is no picture, with the reason.
+
+    Each is decoded once, so that a damaged one is known before any work begins.
+    """
     sizes, names, unreadable = [], [], []
     for path in dict.fromkeys(paths):
         try:
             with Image.open(path) as file:
-                sizes.append((file.height, file.width))
+                picture = rgb(upright(file))
+            sizes.append((picture.height, picture.width))
             names.append(str(path))
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             unreadable.append(f"{path}: {' '.join(str(error).split())}")
     count = len(names)
     data = CocoData(
@@ -158,6 +172,24 @@ def pictures(paths: Sequence[Path], classes: tuple[str, ...]) -> tuple[CocoData,
         hash="",
     )
     return data, unreadable
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """The picture as its EXIF data wants it shown; the same object if that is as it is stored."""
+    try:
+        is_turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(picture) if is_turned else picture
+    except Exception:  # damaged EXIF data raises many kinds, and says nothing about the picture
+        return picture
+
+
+def rgb(picture: Image.Image) -> Image.Image:
+    """The picture in 8-bit RGB; 16 bits are divided by 256. Raises ValueError for pixels whose range is unknown."""
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {picture.mode} have no known range; save it with 8 or 16 bits")
+    return picture.convert("RGB")
 
 
 def load_coco(annotations: Path, folder: Path, *, skip_empty_boxes: bool = False) -> CocoData:
@@ -248,8 +280,17 @@ def _read(
         crowd=crowd[order],
         area=area[order],
         category_ids=tuple(int(category["id"]) for category in categories),
-        category_names=tuple(str(category["name"]) for category in categories),
+        category_names=_names(categories),
         hash=hashlib.sha256(f"{digest} {sizes}".encode()).hexdigest(),
+    )
+
+
+def _names(categories: list[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Names of the categories; those that several share are told apart by their ids."""
+    names = [str(category["name"]) for category in categories]
+    return tuple(
+        f"{name} ({category['id']})" if names.count(name) > 1 else name
+        for name, category in zip(names, categories, strict=True)
     )
 
 
@@ -281,10 +322,8 @@ def _file_sizes(annotations: Path, folder: Path, images: list[Mapping[str, Any]]
     return sizes
 
 
-def resized(image: Tensor, boxes: NDArray[np.float32], size_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Image (3, H, W) uint8 and its boxes brought to a new size: antialiased bilinear, still uint8."""
-    height, width = image.shape[1:]
-    if (height, width) != size_hw:
-        image = torch.nn.functional.interpolate(image[None], size_hw, mode="bilinear", antialias=True)[0]
-    scale = torch.tensor([size_hw[1] / width, size_hw[0] / height] * 2)
-    return image, torch.from_numpy(boxes) * scale
+def resized(image: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """Image (3, H, W) uint8 brought to a new size: antialiased bilinear, still uint8."""
+    if tuple(image.shape[1:]) == size_hw:
+        return image
+    return torch.nn.functional.interpolate(image[None], size_hw, mode="bilinear", antialias=True)[0]

@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} ({self.prog} --help shows the options)")
 
 
-def count(least: int) -> Callable[[str], int]:
+def count(least: int, most: int | None = None) -> Callable[[str], int]:
     """The type of an option that is a whole number of `least` or more."""
 
     def parse(text: str) -> int:
@@ -38,6 +38,8 @@ def count(least: int) -> Callable[[str], int]:
             value = least - 1
         if value < least:
             raise argparse.ArgumentTypeError(f"{text} given, must be a whole number of {least} or more")
+        if most is not None and value > most:
+            raise argparse.ArgumentTypeError(f"{text} given, must be {most} at most")
         return value
 
     return parse

@@ -1,7 +1,7 @@
 """The configuration: typed, frozen, and strict about unknown keys. A config is a preset's name or a YAML file."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
@@ -18,11 +18,12 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from detector.box_head import HeadKind
 from detector.deformable import Deformable
 from detector.errors import UserError
-from detector.norm import Norm
+from detector.norm import BackboneNorm, Norm
 
 CascadeTest = Literal["input", "shared", "adaptive"]
 SoftNms = Literal["linear", "gaussian"]
@@ -33,7 +34,7 @@ Sampling = Literal["uniform", "class_aware", "class_diversity"]
 class Section(BaseModel):
     """One section of a configuration. An unknown key is an error, never a silent no-op."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ShapesConfig(Section):
@@ -64,20 +65,23 @@ class DataConfig(Section):
 
 
 class BackboneConfig(Section):
-    """A timm model. weights: none, pretrained (timm's), or the path of a state dict.
+    """A timm model. weights: none, pretrained (timm's), or the path of a state dict. norm: what batch norms become, or
+    the model's own norms.
 
     deformable replaces the 3x3 convolutions of deformable_stages (C3, C4, C5 as 3, 4, 5) by deformable ones.
-    weight_standardisation is for convolutions followed by norm gn (Qiao et al. 2019, arXiv:1903.10520).
+    weight_standardisation is for convolutions followed by norm gn (Qiao et al. 2019, arXiv:1903.10520). What lies
+    before stage frozen_below keeps its weights: 3 keeps stem and C2, as Girshick et al. 2018 (Detectron) do.
     """
 
     name: str = "resnet50"
     weights: str = "pretrained"
-    norm: Norm = "frozen_bn"
+    norm: BackboneNorm = "frozen_bn"
     stem_width: PositiveInt | None = None
     channels: tuple[PositiveInt, ...] | None = None
     weight_standardisation: bool = False
     deformable: Deformable | None = None
     deformable_stages: tuple[Literal[3, 4, 5], ...] = (3, 4, 5)
+    frozen_below: Literal[3, 4, 5] | None = None
 
     @model_validator(mode="after")
     def _standardised_weights_need_group_norm(self) -> Self:
@@ -86,9 +90,11 @@ class BackboneConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _frozen_norm_needs_weights(self) -> Self:
+    def _what_is_frozen_needs_weights(self) -> Self:
         if self.norm == "frozen_bn" and self.weights == "none":
             raise ValueError("norm frozen_bn needs weights: statistics that were never fitted would stay as they are")
+        if self.frozen_below is not None and self.weights == "none":
+            raise ValueError("frozen_below needs weights: layers that were never trained would stay as they are")
         return self
 
 
@@ -274,8 +280,8 @@ def _read_yaml(name: str) -> Mapping[str, Any]:
 
 
 def _first_problem(error: ValidationError, model: type[BaseModel]) -> str:
-    problem = error.errors()[0]
-    path = [str(part) for part in problem["loc"]]
+    problem = _most_specific(error.errors(), model)
+    path = _keys_of(problem, model)
     key = ".".join(path)
     if problem["type"] == "extra_forbidden":
         valid = _valid_keys(model, path[:-1])
@@ -286,6 +292,23 @@ def _first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     given = problem["input"]
     shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool | type(None)) else ""
     return f"{key}: {message}{shown}" if key else message
+
+
+def _most_specific(problems: Sequence[ErrorDetails], model: type[BaseModel]) -> ErrorDetails:
+    """The first problem. Where a value may be of several kinds, the one of the kind that fits it furthest."""
+    place = _keys_of(problems[0], model)
+    same = [problem for problem in problems if _keys_of(problem, model)[: len(place)] == place]
+    return max(same, key=lambda problem: (len(problem["loc"]), problem["type"] == "extra_forbidden"))
+
+
+def _keys_of(problem: ErrorDetails, model: type[BaseModel]) -> list[str]:
+    """Where a problem is, without the names of types that pydantic puts where a value may be of several kinds."""
+    keys: list[str] = []
+    for part in problem["loc"]:
+        is_unknown_key = problem["type"] == "extra_forbidden" and part == problem["loc"][-1]
+        if isinstance(part, int) or is_unknown_key or part in _valid_keys(model, keys):
+            keys.append(str(part))
+    return keys
 
 
 def _valid_keys(model: type[BaseModel], path: list[str]) -> list[str]:

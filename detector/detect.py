@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 from detector.cascade_rcnn import padding_multiple
-from detector.coco import CocoData, pictures
+from detector.coco import CocoData, pictures, rgb, upright
 from detector.command import Parser, guarded, output_folder, share
 from detector.drawing import draw_detections
 from detector.errors import UserError
@@ -56,7 +57,7 @@ def _detect(args: argparse.Namespace) -> int:
         shown = [_above(detections, args.threshold) for detections in found]
         for number, (name, detections) in enumerate(zip(data.file_names, shown, strict=True), 1):
             with Image.open(name) as picture:
-                draw_detections(picture, detections, trained.classes).save(targets[Path(name)])
+                draw_detections(rgb(upright(picture)), detections, trained.classes).save(targets[Path(name)])
             progress("drawing", number, len(data))
     (args.output / "detections.json").write_text(json.dumps(_document(data, shown)))
     total = sum(len(detections.scores) for detections in shown)
@@ -82,14 +83,18 @@ def _find(paths: Sequence[Path]) -> list[Path]:
 
 def _targets(sources: Sequence[Path], output: Path) -> dict[Path, Path]:
     """Where the drawing of each picture goes. Raises UserError where one would be written over a picture."""
+    sources = list(dict.fromkeys(sources))
+    count = Counter(source.stem for source in sources)
     targets: dict[Path, Path] = {}
-    for source in dict.fromkeys(sources):
-        target = output / f"{source.stem}.png"
-        if target in targets.values():
+    taken: set[Path] = set()
+    for source in sources:
+        target = output / (f"{source.stem}.png" if count[source.stem] == 1 else f"{source.name}.png")
+        if target in taken:
             raise UserError(f"{source}: another picture of that name is given; use one --output for each folder")
         if target.resolve() == source.resolve():
             raise UserError(f"--output {output}: its drawings would replace the pictures; give another folder")
         targets[source] = target
+        taken.add(target)
     return targets
 
 

@@ -24,7 +24,7 @@ def draw_detections(image: Image.Image, detections: Detections, classes: Sequenc
     """A copy of the image with a box, class and score for each detection. Lines and letters grow with the image; a
     small one is drawn enlarged, so that its labels can be read."""
     enlarged = max(1, round(480 / max(image.size)))
-    canvas = image.convert("RGB").resize((image.width * enlarged, image.height * enlarged))
+    canvas = image.resize((image.width * enlarged, image.height * enlarged))
     pen = ImageDraw.Draw(canvas)
     side = max(canvas.size)
     width = max(2, round(side / 400))

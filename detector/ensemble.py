@@ -29,7 +29,7 @@ def fuse(of_models: Sequence[Detections], image_hw: Tensor, fusion: Fusion, limi
     if fusion == "wbf":
         return _weighted_boxes(of_models, image_hw, limit)
     if fusion == "nms":
-        kept = batched_nms(boxes, scores, labels, FUSION_IOU)[:limit]
+        kept = batched_nms(boxes.double(), scores.double(), labels, FUSION_IOU)[:limit]
         return Detections(boxes[kept], scores[kept], labels[kept])
     place, lowered = soft_nms(
         boxes,

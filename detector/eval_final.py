@@ -47,6 +47,8 @@ def _eval_final(args: argparse.Namespace) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = [load_for_test(path, args, device) for path in args.weights]
     data = load_split(models[0].config.data, args.data, args.split)
+    if not data.num_objects:
+        raise UserError(f"{data.annotations}: holds no objects, so that nothing can be evaluated")
     for path, trained in zip(args.weights, models, strict=True):
         if trained.classes != data.category_names:
             raise UserError(

@@ -30,11 +30,13 @@ def views_of(data: CocoData, training: TrainingConfig, testing: TestingConfig, m
     """The views that a configuration tests: the scales of testing, else the size of training, each mirrored if flip."""
     scales = testing.scales or (training.short_side,)
     long_side = testing.long_side if testing.scales else training.long_side
+    flips = (False, True) if testing.flip else (False,)
+    workers = -(-training.loader_workers // (len(scales) * len(flips)))  # in all about as many as in training
     views = []
     for scale in scales:
         dataset = DetectionDataset(data, partial(fit, short_side=scale, long_side=long_side))
-        loader = Loader(dataset, multiple, workers=training.loader_workers)
-        for is_flipped in (False, True) if testing.flip else (False,):
+        loader = Loader(dataset, multiple, workers=workers)
+        for is_flipped in flips:
             views.append(View(loader.ordered(training.batch_size, is_flipped=is_flipped), is_flipped))
     return views
 

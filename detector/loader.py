@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from detector.coco import CocoData, resized
+from detector.config import TrainingConfig
 from detector.errors import UserError
 from detector.sampling import Draw, draw
 from detector.targets import Targets
@@ -41,21 +42,35 @@ Size = tuple[int, int]  # height and width
 SizeOf = Callable[[Size, int | None], Size]  # an image's size and the short side drawn for it -> its new size
 
 
+KEPT_BYTES = 256 * 2**20
+
+
 class DetectionDataset(Dataset[Sample]):
-    """The images of a split, resized by `size_of`, as draws ask for them."""
+    """The images of a split, resized by `size_of`, as draws ask for them.
+
+    Small sets (KEPT_BYTES, were all images as large as the first) are decoded once and kept.
+    """
 
     def __init__(self, data: CocoData, size_of: SizeOf) -> None:
         self.data = data
         self.size_of = size_of
+        height, width = size_of((int(data.image_hw[0, 0]), int(data.image_hw[0, 1])), None)
+        self.is_small = 3 * height * width * len(data) <= KEPT_BYTES
+        self.kept: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitem__(self, draw: Draw) -> Sample:
         boxes, labels = self.data.objects(draw.image)
-        height, width = self.data.image_hw[draw.image]
-        size_hw = self.size_of((int(height), int(width)), draw.short_side)
-        image, scaled = resized(self.data.image(draw.image), boxes, size_hw)
+        height, width = (int(side) for side in self.data.image_hw[draw.image])
+        size_hw = self.size_of((height, width), draw.short_side)
+        scaled = torch.from_numpy(boxes) * torch.tensor([size_hw[1] / width, size_hw[0] / height] * 2)
+        image = self.kept.get(draw.image)
+        if image is None or draw.short_side is not None:
+            image = resized(self.data.image(draw.image), size_hw)
+            if self.is_small and draw.short_side is None:
+                self.kept[draw.image] = image
         if draw.is_flipped:
             image, scaled = flipped(image, scaled)
         return Sample(image, scaled, torch.from_numpy(labels))
@@ -128,3 +143,14 @@ class Loader:
             yield from loader
         except UserError as error:  # a loader process wraps it in its traceback, the message comes last
             raise UserError(str(error).strip().splitlines()[-1].removeprefix("detector.errors.UserError: ")) from error
+
+
+def training_loader(data: CocoData, training: TrainingConfig, multiple: int) -> Loader:
+    """The loader of a configuration's training: images at its size, or at the sizes that multi-scale training draws."""
+    dataset = DetectionDataset(data, partial(_training_size, training=training))
+    return Loader(dataset, multiple, workers=training.loader_workers)
+
+
+def _training_size(image_hw: Size, drawn: int | None, *, training: TrainingConfig) -> Size:
+    long_side = training.long_side if drawn is None else training.multi_scale_long_side
+    return fit(image_hw, drawn, short_side=training.short_side, long_side=long_side)

@@ -40,8 +40,9 @@ def sample(positive: Tensor, negative: Tensor, count: int, positive_fraction: fl
     positive, negative (B, N) masks -> index (B, min(count, N)) and valid, of the same shape.
     """
     draw = torch.rand(positive.shape, device=positive.device)
-    rank = (draw + positive).argsort(dim=1, descending=True).argsort(dim=1)  # positives first, in random order
-    chosen_positive = positive & (rank < int(count * positive_fraction))
+    most = min(int(count * positive_fraction), positive.shape[1])
+    best = (draw + positive).topk(most, dim=1).indices  # positives first, in random order
+    chosen_positive = torch.zeros_like(positive).scatter_(1, best, True) & positive
     width = min(count, positive.shape[1])
     top = (draw + 2.0 * chosen_positive + 1.0 * negative).masked_fill(~(chosen_positive | negative), -1.0).topk(width)
     return top.indices, top.values >= 0

@@ -1,5 +1,7 @@
 """The NAS-FPN pyramid: an Architecture as a module (Ghiasi et al. 2019, arXiv:1904.07392, section 3)."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -11,15 +13,18 @@ class NasFpn(nn.Module):
     """Five maps in, five maps of the same shapes out, through the graph's merging cells.
 
     features [(B, C, H_l, W_l)] for P3..P7 -> [(B, C, H_l, W_l)] for P3..P7. Neighbouring levels differ by a stride
-    of 2; odd sizes round up. `cells` holds the cells' weights in cell order, repeat after repeat.
+    of 2; odd sizes round up. `cells` holds the cells' weights in cell order, repeat after repeat; given ones are used
+    in the place of new ones.
     """
 
-    def __init__(self, architecture: Architecture, channels: int, norm: Norm = "bn") -> None:
+    def __init__(
+        self, architecture: Architecture, channels: int, norm: Norm = "bn", cells: Sequence[nn.Module] | None = None
+    ) -> None:
         super().__init__()
         self.architecture = architecture
-        self.cells = nn.ModuleList(
-            ReluConvNorm(channels, norm) for _ in range(architecture.repeats) for _ in architecture.cells
-        )
+        if cells is None:
+            cells = [ReluConvNorm(channels, norm) for _ in range(architecture.repeats) for _ in architecture.cells]
+        self.cells = nn.ModuleList(cells)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         count = len(self.architecture.cells)

@@ -1,38 +1,57 @@
 """Normalisation layers by name, and of weights."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
-from torchvision.ops import FrozenBatchNorm2d
 
-Norm = Literal["bn", "sync_bn", "frozen_bn", "gn"]
+Norm = Literal["bn", "sync_bn", "gn"]
+BackboneNorm = Literal["own", "bn", "sync_bn", "frozen_bn", "gn"]
 
 
 def norm_layer(norm: Norm) -> Callable[[int], nn.Module]:
-    """channels -> normalisation layer. gn has at most 32 groups (Wu & He 2018, arXiv:1803.08494); sync_bn takes its
-    statistics over all processes of a distributed run, and is bn in a single one."""
+    """channels -> normalisation layer. sync_bn takes its statistics over all processes of a distributed run, and is bn
+    in a single one."""
     layers: dict[Norm, Callable[[int], nn.Module]] = {
         "bn": nn.BatchNorm2d,
         "sync_bn": nn.SyncBatchNorm,
-        "frozen_bn": _frozen_batch_norm,
-        "gn": _group_norm,
+        "gn": group_norm,
     }
     return layers[norm]
 
 
-def _frozen_batch_norm(channels: int, **_options: Any) -> nn.Module:
-    """_options: timm's device and dtype, which torchvision's layer does not take."""
-    layer: nn.Module = FrozenBatchNorm2d(channels)
-    return layer
+def group_norm(channels: int) -> nn.GroupNorm:
+    """32 groups (Wu & He 2018, arXiv:1803.08494), fewer where they would have less than 4 channels: a group of one
+    channel makes every map of 1x1 zero."""
+    most = min(32, max(1, channels // 4))
+    return nn.GroupNorm(next(groups for groups in range(most, 0, -1) if channels % groups == 0), channels)
 
 
-def _group_norm(channels: int, **options: Any) -> nn.Module:
-    """options: where timm wants its weights."""
-    groups = next(groups for groups in range(min(32, channels), 0, -1) if channels % groups == 0)
-    return nn.GroupNorm(groups, channels, **options)
+def batch_norms(module: nn.Module) -> list[_BatchNorm]:
+    return [child for child in module.modules() if isinstance(child, _BatchNorm)]
+
+
+def replace_batch_norms(module: nn.Module) -> None:
+    """Put GroupNorm in the place of every batch norm. Scale and shift are kept, and the activation that some of timm's
+    norms contain."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, _BatchNorm):
+                setattr(parent, name, _as_group_norm(child))
+
+
+def _as_group_norm(batch_norm: _BatchNorm) -> nn.Module:
+    norm = group_norm(batch_norm.num_features)
+    with torch.no_grad():
+        norm.weight.copy_(batch_norm.weight)
+        norm.bias.copy_(batch_norm.bias)
+    if isinstance(batch_norm, BatchNormAct2d):
+        return nn.Sequential(norm, batch_norm.drop, batch_norm.act)
+    return norm
 
 
 class WeightStandardisation(nn.Module):

@@ -28,8 +28,16 @@ class RoiAlign(nn.Module):
         self.batched = batched
 
     def forward(self, features: list[Tensor], boxes: Tensor, size: int) -> Tensor:
-        gathers = self.batched or not features[0].is_cuda
-        return (self.gather if gathers else self.operate)(features, boxes, size)
+        return (self.gather if self._gathers(features) else self.operate)(features, boxes, size)
+
+    def prepared(self, features: list[Tensor]) -> list[Tensor]:
+        """Maps as the operator wants them, so that poolings of the same maps need not convert them again."""
+        if self._gathers(features):
+            return features
+        return [feature.float().contiguous() for feature in features]
+
+    def _gathers(self, features: list[Tensor]) -> bool:
+        return self.batched or not features[0].is_cuda
 
     def levels(self, boxes: Tensor) -> Tensor:
         """(..., 4) -> (...) index of the level, 0 for P3 to 4 for P7."""

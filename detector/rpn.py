@@ -6,12 +6,12 @@ from torch.nn import functional as F
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
-from torchvision.ops import batched_nms
 
 from detector import matching
 from detector.architecture import NUM_LEVELS
 from detector.boxes import clip, decode, encode
 from detector.config import RpnConfig
+from detector.suppression import nms_mask
 from detector.targets import Proposals, Targets
 
 FOREGROUND_IOU = 0.7
@@ -123,26 +123,23 @@ class BatchedRpn(Rpn):
     def _propose(
         self, scores: Tensor, deltas: Tensor, anchors: Tensor, counts: list[int], image_hw: Tensor
     ) -> Proposals:
+        """The best of each level, duplicates among them removed, and of the rest the best of the image."""
         config = self.config
         candidates = config.train_candidates if self.training else config.test_candidates
         limit = config.train_proposals if self.training else config.test_proposals
-        offset, chosen, levels = 0, [], []
-        for level, (count, score) in enumerate(zip(counts, torch.split(scores, counts, dim=1), strict=True)):
-            top = score.topk(min(candidates, count), dim=1).indices + offset
-            chosen.append(top)
-            levels.append(torch.full_like(top[0], level))
+        offset, chosen, ranks = 0, [], []
+        for count, score in zip(counts, torch.split(scores, counts, dim=1), strict=True):
+            top = score.topk(min(candidates, count), dim=1)
+            index = top.indices + offset
+            boxes = clip(decode(matching.gather_boxes(deltas, index), anchors[index]), image_hw)
+            is_large = ((boxes[..., 2:] - boxes[..., :2]) >= MIN_SIDE).all(-1)
+            kept = nms_mask(boxes, is_large, config.nms_iou)
+            chosen.append(boxes)
+            ranks.append(top.values.masked_fill(~kept, -torch.inf))
             offset += count
-        index, level_of = torch.cat(chosen, dim=1), torch.cat(levels)
-        boxes = decode(matching.gather_boxes(deltas, index), anchors[index])
-        boxes = clip(boxes, image_hw)
-        probabilities = scores.gather(1, index).sigmoid()
-        large = ((boxes[..., 2:] - boxes[..., :2]) >= MIN_SIDE).all(-1)
-        kept = []
-        for box, score, is_large in zip(boxes, probabilities, large, strict=True):
-            box = box[is_large]
-            keep = batched_nms(box, score[is_large], level_of[is_large], config.nms_iou)
-            kept.append(box[keep[:limit]])
-        return Proposals.pad(kept)
+        rank = torch.cat(ranks, dim=1)
+        best = rank.topk(min(limit, rank.shape[1]), dim=1)
+        return Proposals(matching.gather_boxes(torch.cat(chosen, dim=1), best.indices), best.values > -torch.inf)
 
     def _losses(self, scores: Tensor, deltas: Tensor, anchors: Tensor, targets: Targets) -> dict[str, Tensor]:
         boxes = anchors.expand(len(scores), -1, -1)

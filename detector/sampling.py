@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch.utils.data import RandomSampler
 
 from detector.coco import CocoData
-from detector.config import Sampling
+from detector.config import Sampling, TrainingConfig
 from detector.errors import UserError
 
 WINDOW_STEPS = 64  # within which images change places so that batches hold one orientation
@@ -93,6 +93,23 @@ class Draws:
             pairs = zip(self.image[step, share].tolist(), self.is_flipped[step, share].tolist(), strict=True)
             short_side = None if self.short_side is None else int(self.short_side[step])
             yield [Draw(image, is_flipped, short_side) for image, is_flipped in pairs]
+
+
+def draws_of(data: CocoData, training: TrainingConfig) -> Draws:
+    """The draws of a configuration's training. Raises UserError if its sampling leaves nothing to draw."""
+    weights = None
+    if training.sampling != "uniform":
+        weights = image_weights(data, training.sampling, training.diversity_epsilon)
+    return draw(
+        weights,
+        len(data),
+        training.steps,
+        training.batch_size,
+        training.seed,
+        flip=training.flip,
+        short_sides=training.multi_scale,
+        is_portrait=portrait(data.image_hw) if training.group_orientations else None,
+    )
 
 
 def draw(

@@ -4,10 +4,36 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, box_iou
+from torchvision.ops import batched_nms, box_iou, nms
 
 from detector.config import CascadeConfig, SoftNms, TestingConfig
 from detector.targets import Detections, Proposals
+
+LARGEST_MATRIX = 512  # boxes of a set, up to which all pairs at once are the faster way
+
+
+def nms_mask(boxes: Tensor, valid: Tensor, iou: float) -> Tensor:
+    """Greedy suppression of duplicates in a batch of small sets at once; which boxes stay, (B, N).
+
+    boxes (B, N, 4), the best first; valid (B, N), others neither stay nor suppress. A box stays unless a better one
+    that stays overlaps it by more than `iou`. Applied to a guess of who stays, that rule is right for one more box each
+    time; where chains of overlaps are short, a few times make it right for all. Large sets go one by one.
+    """
+    count = boxes.shape[1]
+    if count > LARGEST_MATRIX:
+        kept = torch.zeros_like(valid)
+        rank = -torch.arange(count, device=boxes.device, dtype=boxes.dtype)
+        for of_image, present, out in zip(boxes, valid, kept, strict=True):
+            place = present.nonzero().squeeze(1)
+            out[place[nms(of_image[place], rank[place], iou)]] = True
+        return kept
+    overlaps = (box_iou(boxes, boxes) > iou).triu(1) & valid[:, :, None]  # [b, i, j]: i is better than j and hits it
+    kept = valid
+    while True:
+        again = valid & ~(overlaps & kept[:, :, None]).any(1)
+        if again.equal(kept):
+            return kept
+        kept = again
 
 
 class Suppressed(NamedTuple):
@@ -24,7 +50,8 @@ def select(regions: Proposals, scores: Tensor, config: CascadeConfig, testing: T
     boxes, score = regions.boxes[image, region], scores[image, region, label]
     group = image * num_classes + label
     if testing.nms == "hard":
-        index = batched_nms(boxes, score, group, config.nms_iou)
+        # In float64, since boxes of different groups are told apart by moving them far away from each other.
+        index = batched_nms(boxes.double(), score.double(), group, config.nms_iou)
         kept = Suppressed(index, score[index])
     else:
         kept = soft_nms(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from detector.architecture import Architecture
+from detector.backbone import named_weights
 from detector.cascade_rcnn import CascadeRcnn, padding_multiple
 from detector.checkpoint import TrainedModel, make_model
 from detector.coco import CocoData, load_split
@@ -22,15 +23,16 @@ from detector.config import DetectorSections, TrainingConfig, load_config, parse
 from detector.errors import NonFiniteLossError, UserError
 from detector.evaluate import Metrics, coco_metrics
 from detector.inference import detect_split, views_of
-from detector.loader import DetectionDataset, Loader, Size, fit
+from detector.loader import training_loader
 from detector.progress import Progress
-from detector.sampling import Draws, draw, image_weights, portrait, single_class_share
+from detector.sampling import Draws, draws_of, image_weights, single_class_share
 from detector.train import train
 from detector.transfer import transfer
 
 log = logging.getLogger(__name__)
 
 DEFAULT_CONFIG = "shapes"
+OFFSETS = ".predict."  # of deformable convolutions: these do start anew
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,7 +60,9 @@ def _train_final(args: argparse.Namespace) -> int:
     training_data, validation_data = (load_split(config.data, args.data, split) for split in ("train", "val"))
     identity = {
         "architecture": architecture and architecture.hash,
-        "config": config.model_dump(mode="json", include={"data", "detector", "training"}),
+        "config": config.model_copy(update={"detector": named_weights(config.detector)}).model_dump(
+            mode="json", include={"data", "detector", "training"}
+        ),
         "data": [training_data.hash, validation_data.hash],
         "init": _digest(args.init),
     }
@@ -68,17 +72,22 @@ def _train_final(args: argparse.Namespace) -> int:
     for data in (training_data, validation_data):
         if data.skipped:
             print(f"train-final: {data.annotations}: {data.skipped} boxes without area left out")
+    if not validation_data.num_objects:
+        raise UserError(f"{validation_data.annotations}: holds no objects, so that nothing can be evaluated")
     if training_data.category_names != validation_data.category_names:
         raise UserError(f"{validation_data.annotations}: its categories are not those of {training_data.annotations}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(config.training.seed)
     model = make_model(config, architecture, training_data.num_classes, pretrained=args.init is None)
     if args.init is not None:
-        _transfer(model, training_data.category_names, args.init)
-    draws = _draw(training_data, config.training)
+        left = _transfer(model, training_data.category_names, args.init)
+        if config.detector.backbone.weights != "none":
+            _check_backbone(left, args.init)
+    draws = draws_of(training_data, config.training)
     write_json(args.output / "run.json", identity)
     trained = TrainedModel(model, architecture, config, training_data.category_names)
     with _log_to(args.output / "train.log"):
+        _say_sampling(training_data, config.training)
         metrics, seconds = _run(trained, training_data, draws, validation_data, args.output, device)
     content = {"split": "val", "images": len(validation_data), "training_seconds": round(seconds, 1)}
     write_json(args.output / "metrics.json", metrics.to_dict() | content)
@@ -123,8 +132,8 @@ def _is_done(output: Path, identity: dict[str, Any]) -> bool:
     return (output / "metrics.json").is_file()
 
 
-def _transfer(model: CascadeRcnn, classes: tuple[str, ...], path: Path) -> None:
-    """Take over the weights of --init, and say which."""
+def _transfer(model: CascadeRcnn, classes: tuple[str, ...], path: Path) -> list[str]:
+    """Take over the weights of --init, say which, and return the names of those that start anew."""
     source = TrainedModel.load(path, torch.device("cpu"))
     result = transfer(model, classes, source)
     new = [name for name in classes if name not in result.classes]
@@ -137,30 +146,24 @@ def _transfer(model: CascadeRcnn, classes: tuple[str, ...], path: Path) -> None:
         if names:
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             print(f"  {what}: {', '.join(names[:5])}{more}")
+    return result.left
 
 
-def _draw(data: CocoData, training: TrainingConfig) -> Draws:
-    """What every step trains on. Raises UserError if the sampling leaves nothing to draw."""
-    weights = None
-    if training.sampling != "uniform":
-        weights = image_weights(data, training.sampling, training.diversity_epsilon)
-        share = single_class_share(data, weights)
-        print(f"sampling {training.sampling}: {100 * share:.1f} % of the draws go to images of a single class")
-    return draw(
-        weights,
-        len(data),
-        training.steps,
-        training.batch_size,
-        training.seed,
-        flip=training.flip,
-        short_sides=training.multi_scale,
-        is_portrait=portrait(data.image_hw) if training.group_orientations else None,
-    )
+def _check_backbone(left: list[str], path: Path) -> None:
+    """--init stands in for the backbone's own weights. Raises UserError for what neither would give."""
+    absent = [name for name in left if name.startswith("backbone.") and OFFSETS not in name]
+    if absent:
+        raise UserError(
+            f"--init {path}: lacks weights of this backbone ({absent[0]} and {len(absent) - 1} more), which would "
+            "start at random; give weights with the same backbone"
+        )
 
 
-def _size_of(image_hw: Size, drawn: int | None, *, training: TrainingConfig) -> Size:
-    long_side = training.long_side if drawn is None else training.multi_scale_long_side
-    return fit(image_hw, drawn, short_side=training.short_side, long_side=long_side)
+def _say_sampling(data: CocoData, training: TrainingConfig) -> None:
+    share = single_class_share(data, image_weights(data, training.sampling, training.diversity_epsilon))
+    line = f"sampling {training.sampling}: {100 * share:.1f} % of the draws go to images of a single class"
+    print(line)
+    log.info(line)
 
 
 @contextmanager
@@ -193,8 +196,7 @@ def _run(
     training, detector = trained.config.training, trained.config.detector
     model = trained.model.to(memory_format=torch.channels_last).to(device)
     multiple = padding_multiple(detector.base_stride)
-    dataset = DetectionDataset(training_data, partial(_size_of, training=training))
-    loader = Loader(dataset, multiple, workers=training.loader_workers)
+    loader = training_loader(training_data, training, multiple)
     start = time.monotonic()
     with Progress() as progress:
 

@@ -26,28 +26,35 @@ class Transfer(NamedTuple):
 def transfer(model: CascadeRcnn, classes: tuple[str, ...], source: TrainedModel) -> Transfer:
     """Take over every weight whose name and shape fit; rows of class layers go by class name (case aside).
 
-    Raises UserError if nothing fits.
+    A convolution that is deformable or standardised in one of the two is the same convolution. Raises UserError if
+    nothing fits.
     """
     row_of = {name.strip().casefold(): row for row, name in enumerate(source.classes)}
     pairs = [(row, row_of[name.strip().casefold()]) for row, name in enumerate(classes) if _known(name, row_of)]
     pairs.append((len(classes), len(source.classes)))  # background
     rows, source_rows = (torch.tensor(part) for part in zip(*pairs, strict=True))
-    theirs, ours = source.model.state_dict(), model.state_dict()
+    theirs, ours = ({_layer(name): (name, w) for name, w in m.state_dict().items()} for m in (source.model, model))
     taken = []
-    for name, weight in ours.items():
-        if name not in theirs or theirs[name].shape[1:] != weight.shape[1:] or theirs[name].dtype != weight.dtype:
+    for layer, (_, weight) in ours.items():
+        _, given = theirs.get(layer, ("", None))
+        if given is None or given.shape[1:] != weight.shape[1:] or given.dtype != weight.dtype:
             continue
-        if CLASS_LAYER in name:
-            weight[rows.to(weight.device)] = theirs[name][source_rows.to(weight.device)]
-        elif theirs[name].shape == weight.shape:
-            weight.copy_(theirs[name])
+        if CLASS_LAYER in layer:
+            weight[rows.to(weight.device)] = given[source_rows.to(weight.device)]
+        elif given.shape == weight.shape:
+            weight.copy_(given)
         else:
             continue
-        taken.append(name)
+        taken.append(layer)
     if not taken:
         raise UserError("--init: no weight of that detector fits this one; give weights of the same backbone")
-    left, unused = (sorted(a.keys() - b) for a, b in ((ours, taken), (theirs, taken)))
-    return Transfer(taken, left, unused, [classes[row] for row, _ in pairs[:-1]])
+    left, unused = (sorted(named[layer][0] for layer in named.keys() - taken) for named in (ours, theirs))
+    return Transfer([ours[layer][0] for layer in taken], left, unused, [classes[row] for row, _ in pairs[:-1]])
+
+
+def _layer(name: str) -> str:
+    """The name of a weight in a detector whose convolutions are plain."""
+    return name.replace(".plain.", ".").replace(".parametrizations.weight.original", ".weight")
 
 
 def _known(name: str, row_of: dict[str, int]) -> bool:

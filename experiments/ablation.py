@@ -2,8 +2,9 @@
 
 Trains the configuration `shapes` for --steps steps with one switch changed at a time, on the same seeds, without a
 pyramid, and prints AP on the validation split: the mean over seeds, and the difference to the baseline of the same
-seed with its standard error. Switches of testing are measured on the baseline's weights. --plot draws AP over
-iterations for the three samplings.
+seed with its standard error. Switches of testing, and an ensemble, are measured on weights so trained. Transfer is
+measured on the `tiny` split, which holds few images of three rare classes: from scratch, and from the baseline's
+weights. --plot draws AP over iterations for the three samplings.
 
 Restartable: each run is one file in --folder, named by switch, seed and steps. --jobs runs several at a time.
 """
@@ -13,7 +14,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -21,16 +22,18 @@ from typing import Any
 
 import torch
 
-from detector.architecture import PRIORS
-from detector.cascade_rcnn import CascadeRcnn, padding_multiple
-from detector.checkpoint import make_model
+from detector.architecture import PRIORS, Architecture
+from detector.checkpoint import TrainedModel, make_model
 from detector.coco import CocoData, load_split
 from detector.config import DetectorSections, load_config
+from detector.ensemble import fuse
 from detector.evaluate import average_precision
 from detector.inference import detect_split, views_of
-from detector.loader import DetectionDataset, Loader, fit
-from detector.sampling import draw, image_weights
-from detector.train import train
+from detector.loader import training_loader
+from detector.sampling import draws_of
+from detector.targets import Detections
+from detector.train import OnCheck, train
+from detector.transfer import transfer
 
 CPU = torch.device("cpu")
 CURVE_POINTS = 5
@@ -59,6 +62,12 @@ TESTED: dict[str, Mapping[str, Any]] = {
     "test: mirrored, too": {"flip": True},
     "test: scales 56, 64, 72": {"scales": (56, 64, 72)},
 }
+ENSEMBLE = "ensemble: baseline and gn, by weighted boxes fusion"
+ENSEMBLED = (BASELINE, "backbone norm gn")
+SCRATCH, TRANSFER = "tiny split, from scratch", "tiny split, from the baseline"
+TINY_STEPS = 4  # a run on the tiny split has one step for so many of the others
+ON_TINY = (SCRATCH, TRANSFER)
+LATER = (ENSEMBLE, *ON_TINY)  # these start from weights that earlier runs trained
 CURVES = (BASELINE, "sampling class_aware", "sampling class_diversity")
 
 
@@ -76,13 +85,14 @@ def main() -> None:
         write_run(args.folder, args.only[0], int(args.only[1]), args.steps)
         return
     load_split(load_config("shapes", DetectorSections).data, None, "train")  # generated once, before the jobs need it
-    wanted = [(name, seed) for seed in args.seeds for name in TRAINED]
-    missing = [run for run in wanted if not run_file(args.folder, *run, args.steps).exists()]
-    with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(partial(start_run, args.folder, args.steps), missing))
+    for names in (tuple(TRAINED), LATER):
+        wanted = [(name, seed) for seed in args.seeds for name in names]
+        missing = [run for run in wanted if not run_file(args.folder, *run, args.steps).exists()]
+        with ThreadPoolExecutor(args.jobs) as pool:
+            list(pool.map(partial(start_run, args.folder, args.steps), missing))
     runs = {
         name: [json.loads(run_file(args.folder, name, seed, args.steps).read_text()) for seed in args.seeds]
-        for name in TRAINED
+        for name in (*TRAINED, *LATER)
     }
     report(runs, args.seeds, args.steps)
     if args.plot is not None:
@@ -102,28 +112,79 @@ def start_run(folder: Path, steps: int, run: tuple[str, int]) -> None:
 
 
 def write_run(folder: Path, name: str, seed: int, steps: int) -> None:
-    """Train one detector and write its APs."""
+    """Make one run and write what it measured."""
     torch.set_num_threads(1)
-    config = changed(load_config("shapes", DetectorSections), TRAINED[name], seed, steps)
-    prior = PRIORS[TRAINED[name]["pyramid"]["prior"]] if "pyramid" in TRAINED[name] else None
-    training_data, validation_data = (load_split(config.data, None, split) for split in ("train", "val"))
-    torch.manual_seed(seed)
-    model = make_model(config, prior, training_data.num_classes).to(memory_format=torch.channels_last)
-    curve: list[tuple[int, float]] = []
-
-    def look(step: int, _loss: float) -> None:
-        if name in CURVES and step % (steps // CURVE_POINTS) == 0 and step < steps:
-            curve.append((step, ap_of(model, config, validation_data, {})))
-            model.train()
-
-    train(model, batches_of(config, training_data), config.training, CPU, look)
-    ap = ap_of(model, config, validation_data, {})
-    result: dict[str, Any] = {"ap": ap, "curve": [*curve, (steps, ap)]}
-    if name == BASELINE:
-        result["tested"] = {test: ap_of(model, config, validation_data, change) for test, change in TESTED.items()}
+    if name == ENSEMBLE:
+        result = ensemble_run(folder, seed, steps)
+    elif name in ON_TINY:
+        result = tiny_run(folder, name, seed, steps)
+    else:
+        result = training_run(folder, name, seed, steps)
     path = run_file(folder, name, seed, steps)
     path.with_suffix(".partial").write_text(json.dumps(result))
     path.with_suffix(".partial").replace(path)
+
+
+def training_run(folder: Path, name: str, seed: int, steps: int) -> dict[str, Any]:
+    """Train the detector with one switch changed, and keep its weights beside the run."""
+    config = changed(load_config("shapes", DetectorSections), TRAINED[name], seed, steps)
+    prior = PRIORS[TRAINED[name]["pyramid"]["prior"]] if "pyramid" in TRAINED[name] else None
+    data, validation_data = (load_split(config.data, None, split) for split in ("train", "val"))
+    trained = new_detector(config, prior, data)
+    model, curve = trained.model, []
+
+    def look(step: int, _loss: float) -> None:
+        if name in CURVES and step % (steps // CURVE_POINTS) == 0 and step < steps:
+            curve.append((step, ap_of(trained, validation_data)))
+            model.train()
+
+    fit(trained, data, look)
+    trained.save(run_file(folder, name, seed, steps).with_suffix(".pt"))
+    ap = ap_of(trained, validation_data)
+    result: dict[str, Any] = {"ap": ap, "curve": [*curve, (steps, ap)]}
+    if name == BASELINE:
+        result["tested"] = {test: ap_of(trained, validation_data, **change) for test, change in TESTED.items()}
+    return result
+
+
+def ensemble_run(folder: Path, seed: int, steps: int) -> dict[str, Any]:
+    models = [load_trained(folder, name, seed, steps) for name in ENSEMBLED]
+    data = load_split(models[0].config.data, None, "val")
+    of_models = [detections_of(trained, data) for trained in models]
+    limit = models[0].config.detector.cascade.detections
+    sizes = torch.from_numpy(data.image_hw)
+    return {
+        "ap": average_precision(
+            data,
+            [fuse(of_image, size, "wbf", limit) for *of_image, size in zip(*of_models, sizes, strict=True)],
+        )
+    }
+
+
+def tiny_run(folder: Path, name: str, seed: int, steps: int) -> dict[str, Any]:
+    config = changed(load_config("shapes", DetectorSections), {}, seed, steps // TINY_STEPS)
+    data, validation_data = (load_split(config.data, None, split) for split in ("tiny", "tiny_val"))
+    trained = new_detector(config, None, data)
+    if name == TRANSFER:
+        transfer(trained.model, trained.classes, load_trained(folder, BASELINE, seed, steps))
+    fit(trained, data)
+    return {"ap": ap_of(trained, validation_data)}
+
+
+def new_detector(config: DetectorSections, architecture: Architecture | None, data: CocoData) -> TrainedModel:
+    torch.manual_seed(config.training.seed)
+    model = make_model(config, architecture, data.num_classes)
+    return TrainedModel(model.to(memory_format=torch.channels_last), architecture, config, data.category_names)
+
+
+def load_trained(folder: Path, name: str, seed: int, steps: int) -> TrainedModel:
+    return TrainedModel.load(run_file(folder, name, seed, steps).with_suffix(".pt"), CPU)
+
+
+def fit(trained: TrainedModel, data: CocoData, on_check: OnCheck | None = None) -> None:
+    training = trained.config.training
+    loader = training_loader(data, training, trained.model.padding_multiple)
+    train(trained.model, loader.load(draws_of(data, training).batches()), training, CPU, on_check)
 
 
 def changed(config: DetectorSections, changes: Changes, seed: int, steps: int) -> DetectorSections:
@@ -138,46 +199,39 @@ def changed(config: DetectorSections, changes: Changes, seed: int, steps: int) -
     return config.model_copy(update={"detector": detector, "training": training})
 
 
-def batches_of(config: DetectorSections, data: CocoData) -> Iterable[Any]:
-    training = config.training
-    weights = None
-    if training.sampling != "uniform":
-        weights = image_weights(data, training.sampling, training.diversity_epsilon)
-    draws = draw(
-        weights,
-        len(data),
-        training.steps,
-        training.batch_size,
-        training.seed,
-        flip=training.flip,
-        short_sides=training.multi_scale,
-    )
-    long_side = training.multi_scale_long_side if training.multi_scale else training.long_side
-    size_of = partial(fit, short_side=training.short_side, long_side=long_side)
-    return Loader(DetectionDataset(data, size_of), padding_multiple(config.detector.base_stride)).load(draws.batches())
+def ap_of(trained: TrainedModel, data: CocoData, **test: Any) -> float:
+    """AP on a split, tested with changes."""
+    return average_precision(data, detections_of(trained, data, **test))
 
 
-def ap_of(model: CascadeRcnn, config: DetectorSections, data: CocoData, test: Mapping[str, Any]) -> float:
-    """AP on the validation split, tested with changes."""
-    before = model.heads.testing
-    model.heads.testing = before.model_copy(update=dict(test))
-    views = views_of(data, config.training, model.heads.testing, padding_multiple(config.detector.base_stride))
-    ap = average_precision(data, detect_split(model, views, data.image_hw, CPU))
-    model.heads.testing = before
-    return ap
+def detections_of(trained: TrainedModel, data: CocoData, **test: Any) -> list[Detections]:
+    heads, training = trained.model.heads, trained.config.training
+    before = heads.testing
+    heads.testing = before.model_copy(update=test)
+    views = views_of(data, training, heads.testing, trained.model.padding_multiple)
+    found = detect_split(trained.model, views, data.image_hw, CPU)
+    heads.testing = before
+    return found
 
 
 def report(runs: Mapping[str, Sequence[Mapping[str, Any]]], seeds: Sequence[int], steps: int) -> None:
     aps = {name: [run["ap"] for run in of_switch] for name, of_switch in runs.items()}
     for test in TESTED:
         aps[test] = [run["tested"][test] for run in runs[BASELINE]]
+    on_tiny = {name: aps.pop(name) for name in ON_TINY}
     print(f"shapes, {steps} steps, seeds {', '.join(map(str, seeds))}; AP on the validation split")
+    show(aps, BASELINE)
+    print(f"\nthe tiny split, {steps // TINY_STEPS} steps; AP on its own validation split")
+    show(on_tiny, SCRATCH)
+
+
+def show(aps: Mapping[str, Sequence[float]], baseline: str) -> None:
     print("| switch | AP | difference | standard error |")
     print("|---|---|---|---|")
     for name, values in aps.items():
-        differences = [ours - base for ours, base in zip(values, aps[BASELINE], strict=True)]
+        differences = [ours - base for ours, base in zip(values, aps[baseline], strict=True)]
         error = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else float("nan")
-        shown = "" if name == BASELINE else f"{statistics.fmean(differences):+.4f} | {error:.4f}"
+        shown = "" if name == baseline else f"{statistics.fmean(differences):+.4f} | {error:.4f}"
         print(f"| {name} | {statistics.fmean(values):.4f} | {shown or ' | '} |")
 
 

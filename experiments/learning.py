@@ -11,6 +11,7 @@ Restartable: studies continue, and every re-run is kept in a file beside the dat
 """
 
 import argparse
+import hashlib
 import json
 import statistics
 import subprocess
@@ -23,15 +24,17 @@ from numpy.typing import NDArray
 
 from detector.architecture import Architecture
 from detector.coco import load_split
+from detector.command import write_json
 from detector.config import load_config
 from nas.config import Config
 from nas.proxy import Proxy, choose_device, load_proxy
 from nas.space import load_prior
-from nas.store import Episode, Store
+from nas.store import Episode, Store, Study
 
 EPISODES, LATE = 400, 300
 INITIAL_SAMPLES = 100
-INITIAL_EPISODES = 150  # of the untrained policy: enough for 100 distinct graphs
+INITIAL_EPISODES = 120  # of the untrained policy: enough for 100 distinct graphs
+LEAST_LATE = 40
 CANDIDATES = 5
 CHOOSING_SEEDS = (1001, 1002, 1003)
 TESTING_SEEDS = (2001, 2002, 2003, 2004, 2005)
@@ -54,8 +57,9 @@ def main() -> None:
         raise SystemExit("the comparison needs a configuration with a prior")
     data = load_split(config.data, None, "train")
     proxy = load_proxy(config, data, prior, choose_device(), lambda what, step, steps: None)
-    runs = Runs(proxy, args.database.with_suffix(".runs.json"))
     store = Store(str(args.database), read_only=True)
+    _, study = store.find_study(f"reinforce-{args.seeds[0]}")
+    runs = Runs(proxy, study, args.database.with_suffix(".runs.json"))
     if args.plot is not None:
         plot(store, args.seeds, args.plot)
     for seed in args.seeds:
@@ -76,20 +80,25 @@ def episodes(store: Store, study: str) -> list[Episode]:
 
 
 class Runs:
-    """Rewards of graphs under further seeds, each measured once."""
+    """Rewards of graphs under further seeds, each measured once for the configuration and data of a study."""
 
-    def __init__(self, proxy: Proxy, path: Path) -> None:
+    def __init__(self, proxy: Proxy, study: Study, path: Path) -> None:
         self.proxy = proxy
         self.path = path
+        identity = json.dumps([study.config, study.data_hash], sort_keys=True)
+        self.of = hashlib.sha256(identity.encode()).hexdigest()[:16]
         self.rewards: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
 
     def rewards_of(self, architecture: Architecture, seeds: Sequence[int]) -> list[float]:
         for seed in seeds:
-            key = f"{architecture.hash} {seed}"
+            key = self._key(architecture, seed)
             if key not in self.rewards:
                 self.rewards[key] = self.proxy.evaluate(architecture, seed)
-                self.path.write_text(json.dumps(self.rewards, indent=1))
-        return [self.rewards[f"{architecture.hash} {seed}"] for seed in seeds]
+                write_json(self.path, self.rewards)
+        return [self.rewards[self._key(architecture, seed)] for seed in seeds]
+
+    def _key(self, architecture: Architecture, seed: int) -> str:
+        return f"{self.of} {architecture.hash} {seed}"
 
 
 def first_proposed(of_study: Sequence[Episode], start: int, stop: int) -> list[Episode]:
@@ -106,13 +115,18 @@ def first_proposed(of_study: Sequence[Episode], start: int, stop: int) -> list[E
 def report_learning(seed: int, learned: Sequence[Episode], untrained: Sequence[Episode]) -> None:
     late = first_proposed(learned, LATE, EPISODES)
     initial = first_proposed(untrained, 0, INITIAL_EPISODES)[:INITIAL_SAMPLES]
+    if min(len(late), len(initial)) < 2:
+        print(f"seed {seed}: {len(initial)} graphs of the first policy, {len(late)} new late ones: too few to compare")
+        return
     stream = np.random.default_rng(0)
     differences = [mean_of(resampled(late, stream)) - mean_of(resampled(initial, stream)) for _ in range(RESAMPLES)]
     difference, error = mean_of(late) - mean_of(initial), statistics.stdev(differences)
+    is_met = len(late) >= LEAST_LATE and len(initial) == INITIAL_SAMPLES and difference >= 3 * error
     print(
         f"seed {seed}: {len(initial)} graphs of the first policy {mean_of(initial):.4f}, {len(late)} new graphs of "
         f"episodes {LATE}-{EPISODES - 1} {mean_of(late):.4f}: difference {difference:.4f}, "
-        f"standard error {error:.4f}, {difference / error:.1f} of them"
+        f"standard error {error:.4f}, {difference / error:.1f} of them; "
+        f"{LEAST_LATE} new graphs and 3 standard errors: {'met' if is_met else 'not met'}"
     )
 
 

@@ -25,7 +25,9 @@ from detector.config import load_config, presets
 from detector.errors import UserError
 from detector.progress import Progress
 from nas.config import Config, SearchConfig
+from nas.drawing import check_picture, draw, text
 from nas.lock import study_lock
+from nas.preparation import VERSION as PROXY_VERSION
 from nas.proxy import choose_device, prepare_proxy
 from nas.space import NasFpnSpace, load_prior, space_around
 from nas.store import Episode, State, Store, Study, sqlite_path
@@ -33,6 +35,8 @@ from nas.study import Schedule
 from nas.trial import ProxySource
 
 log = logging.getLogger(__name__)
+
+MAX_SEED = 2**63 - 1  # what databases keep in a column
 
 
 def search(argv: Sequence[str] | None = None) -> int:
@@ -69,7 +73,7 @@ def _search_parser() -> Parser:
     parser.add_argument("--episodes", type=count(1), default=400, metavar="N", help="in all, earlier runs included")
     parser.add_argument("--algorithm", choices=("reinforce", "random", "evolution"), help="who proposes")
     parser.add_argument("--prior", metavar="NAME|FILE|none", help="where to start: nas-fpn, fpn or a best.json")
-    parser.add_argument("--seed", type=count(0), default=0, metavar="N", help="of the study")
+    parser.add_argument("--seed", type=count(0, MAX_SEED), default=0, metavar="N", help="of the study")
     parser.add_argument("--workers", type=count(1), metavar="N", help="trials at a time; default: GPUs, else cores")
     parser.add_argument("--gpus-per-trial", type=_share, metavar="X", help="default: 1, or 0 without a GPU")
     parser.add_argument("--address", metavar="ADDR", help="a running Ray cluster to join")
@@ -85,6 +89,8 @@ def _export_parser() -> Parser:
     which.add_argument("--top", type=count(1), metavar="K", help="the K best graphs, as NAME-1.json to NAME-K.json")
     which.add_argument("--episode", type=count(0), metavar="N", help="the graph of one episode")
     parser.add_argument("--output", default="best.json", metavar="FILE|-", help="- prints it")
+    parser.add_argument("--show", action="store_true", help="draw each graph on the terminal, too")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the best one, as .svg or .png")
     return parser
 
 
@@ -106,6 +112,7 @@ def _share(text: str) -> float:
 def _search(args: argparse.Namespace) -> int:
     config = _resolve(args)
     prior = load_prior(config.search.prior)
+    start = time.monotonic()
     data = load_split(config.data, args.data, "train")
     if data.skipped:
         print(f"{data.annotations}: {data.skipped} boxes without area left out")
@@ -115,7 +122,7 @@ def _search(args: argparse.Namespace) -> int:
         if sum(episode.state != State.RUNNING for episode in episodes) >= args.episodes:
             _say_finished(args, episodes)
             return 0
-        return _run(args, config, prior, data, study)
+        return _run(args, config, prior, data, study, start)
 
 
 def _stored_episodes(database: str, study: Study) -> list[Episode]:
@@ -140,7 +147,7 @@ def _identity(config: Config, prior: Architecture | None) -> dict[str, object]:
     named = config.model_copy(update={"detector": named_weights(config.detector), "proxy": proxy})
     sections: dict[str, object] = named.model_dump(mode="json")
     search = config.search.model_dump(mode="json") | {"prior": prior.to_dict() if prior else None}
-    return sections | {"search": search}
+    return sections | {"search": search, "proxy version": PROXY_VERSION}
 
 
 def _run(
@@ -149,14 +156,16 @@ def _run(
     prior: Architecture | None,
     data: CocoData,
     study: Study,
+    start: float,
 ) -> int:
+    if args.address is None:  # on one machine nothing need listen beyond loopback; Ray reads this when imported
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     from nas.search import Cluster, RemoteController, ray_session, run  # Ray takes seconds to import
 
     cluster = Cluster(*_resources(args), args.address, args.verbose)
-    source = ProxySource.of(config, args.data and args.data.absolute(), prior)
+    source = ProxySource.of(config, args.data and args.data.absolute(), prior, data.hash)
     space = space_around(prior)
     with Progress() as progress:
-        start = time.monotonic()
         prepare_proxy(config, data, prior, choose_device(), progress)
         torch.cuda.empty_cache()  # the device belongs to the trials now
         print(f"prepared in {time.monotonic() - start:.0f} s", flush=True)
@@ -258,20 +267,39 @@ def _export(args: argparse.Namespace) -> int:
     store = Store(args.database, read_only=True)
     study_id, study = store.find_study(args.study)
     episodes = store.episodes(study_id)
-    for path, episode in _chosen(args, episodes):
-        content = _found(store, study, episodes, episode).to_dict()
+    chosen = [(path, episode, _found(store, study, episodes, episode)) for path, episode in _chosen(args, episodes)]
+    if args.picture is not None:
+        check_picture(args.picture)
+    for path, episode, graph in chosen:
         if path is None:
-            print(json.dumps(content, indent=2))
+            print(json.dumps(graph.to_dict(), indent=2))
         else:
-            write_json(path, content)
+            write_json(path, graph.to_dict())
             print(f"{path}: episode {episode.number}, reward {episode.reward:.4f}")
+        if args.show:
+            print(f"\n{text(graph, _prior_of(study))}\n", file=sys.stderr if path is None else sys.stdout)
+    if args.picture is not None:
+        _draw(args, study, chosen[0][1], chosen[0][2])
     return 0
+
+
+def _prior_of(study: Study) -> Architecture | None:
+    """What the study started from."""
+    prior = study.config["search"]["prior"]
+    return None if prior is None else Architecture.from_dict(prior)
+
+
+def _draw(args: argparse.Namespace, study: Study, episode: Episode, graph: Architecture) -> None:
+    draw(graph, args.picture, _prior_of(study), f"{study.name}, episode {episode.number}: reward {episode.reward:.4f}")
+    print(f"{args.picture}: episode {episode.number} as a picture")
 
 
 def _chosen(args: argparse.Namespace, episodes: list[Episode]) -> list[tuple[Path | None, Episode]]:
     """What to write where; path None is standard output."""
     ranked = _by_reward(episodes)
     path = None if args.output == "-" else Path(args.output)
+    if path is not None and (path.is_dir() or not path.name):
+        raise UserError(f"--output {args.output}: is a folder; give a file")
     if args.episode is not None:
         of_number = [episode for episode in episodes if episode.number == args.episode]
         if not of_number:

@@ -55,6 +55,7 @@ def _lock_path(database: str, study: str) -> Path:
     digest = hashlib.sha256(study.encode()).hexdigest()[:8]
     path = sqlite_path(database)
     if path is not None:
+        path = path.resolve()  # a link is the same database
         return path.with_name(f"{path.name}-{digest}.lock")
     server = hashlib.sha256(database_url(database).render_as_string(hide_password=True).encode()).hexdigest()[:16]
     return cache_folder() / "locks" / f"{server}-{digest}.lock"

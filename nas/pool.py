@@ -34,13 +34,12 @@ class CellPool(nn.Module):
 
     def pyramid(self, architecture: Architecture) -> NasFpn:
         """The pyramid of a graph that uses the pool's own weights: training it trains the pool."""
-        pyramid = NasFpn(architecture, self.channels, self.norm)
-        pyramid.cells = nn.ModuleList(
+        cells = [
             self.cells[_key(repeat, position, cell.level)]
             for repeat in range(architecture.repeats)
             for position, cell in enumerate(architecture.cells)
-        )
-        return pyramid
+        ]
+        return NasFpn(architecture, self.channels, self.norm, cells)
 
 
 def _key(repeat: int, position: int, level: int) -> str:

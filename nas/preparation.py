@@ -26,7 +26,7 @@ from nas.config import Config, ProxyConfig
 from nas.pool import CellPool, draw_graph
 from nas.space import space_around
 
-VERSION = 1  # raise it when trained weights or rewards change: the cache is keyed by it
+VERSION = 2  # raise it when trained weights or rewards change: caches and studies are known by it
 PARTS = ("pretrain", "trial", "reward")
 DETECTOR_FILE = "detector.pt"
 POOL_FILE = "pool.pt"
@@ -98,7 +98,7 @@ def divide(data: CocoData, parts: tuple[float, float, float]) -> dict[str, CocoD
     divided = {}
     for number, part in enumerate(PARTS):
         divided[part] = data.subset(np.flatnonzero(part_of == number))
-        if not len(divided[part].boxes):
+        if not divided[part].num_objects:
             raise UserError(
                 f"{data.annotations}: its {len(data)} images leave the {part} part (share {parts[number]:g}) without "
                 "objects; add images or set proxy.parts"

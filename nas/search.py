@@ -26,7 +26,6 @@ from nas.trial import ProxySource, evaluate
 log = logging.getLogger(__name__)
 
 NAMESPACE = "nas"
-MAX_ATTEMPTS = 3  # of a trial whose worker died
 OnEpisodes = Callable[[list[Episode]], None]
 
 
@@ -106,7 +105,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]  # Ray ships without types
         try:
             outcome = evaluate(self.source, Architecture.from_dict(self.graph), self.evaluation_seed)
         except UserError as error:
-            return {"mistake": str(error), "done": True}
+            return {"mistake": str(error), "reward": None, "done": True}
         end = outcome.cause or f"AP {outcome.ap:.4f}"
         print(f"episode {self.episode}: {end} in {outcome.seconds:.1f} s", flush=True)  # the worker's log
         return {"outcome": tuple(outcome), "reward": outcome.ap, "done": True}  # Tune would flatten a dict
@@ -154,7 +153,7 @@ class ScheduleSearcher(Searcher):  # type: ignore[misc]
 
     def _finish(self, evaluation_id: int, result: dict[str, Any] | None) -> None:
         if result is None:
-            outcome = Outcome(None, Cause.LOST, attempts=MAX_ATTEMPTS, detail="the worker process died")
+            outcome = Outcome(None, Cause.LOST, detail="the worker process died")
         elif "mistake" in result:
             raise UserError(result["mistake"])
         else:
@@ -228,7 +227,7 @@ def run(schedule: Schedule, source: ProxySource, cluster: Cluster, on_episodes: 
             run_config=tune.RunConfig(
                 storage_path=scratch,
                 verbose=2 if cluster.verbose else 0,
-                failure_config=tune.FailureConfig(max_failures=MAX_ATTEMPTS - 1),
+                failure_config=tune.FailureConfig(max_failures=0),  # the schedule retries
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )

@@ -5,6 +5,8 @@ One process writes, the driver of a search; others read. Every method of Store i
 
 import contextlib
 import json
+import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -33,6 +35,7 @@ from detector.errors import UserError
 
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT_S = 30.0
+CREATE_ATTEMPTS = 10
 
 
 class State(StrEnum):
@@ -188,36 +191,65 @@ class Store:
 
     def __init__(self, database: str, *, read_only: bool = False) -> None:
         self.database = database
-        self._engine = _engine(database, read_only)
-        self._begin = sessionmaker(self._engine, expire_on_commit=False).begin
+        path = sqlite_path(database)
         try:
-            self._check_schema(create=not read_only)
+            if path is not None and path.is_file() and path.stat().st_size and not read_only:
+                self._look_at_file()
+            self._engine = _engine(database, read_only)
+            self._begin = sessionmaker(self._engine, expire_on_commit=False).begin
+            if read_only:
+                if not self._known_version(self._engine):
+                    raise UserError(f"--database {database}: is empty; run nas-search first")
+            else:
+                self._create()
         except DatabaseError as error:
             raise UserError(_explain(database, error)) from error
 
     def close(self) -> None:
         self._engine.dispose()
 
-    def _check_schema(self, *, create: bool) -> None:
-        foreign = set(inspect(self._engine).get_table_names()) - set(Base.metadata.tables)
-        if foreign:
-            tables = ", ".join(sorted(foreign))
-            raise UserError(f"--database {self.database}: holds another program's tables ({tables}); give another file")
-        if create:
-            Base.metadata.create_all(self._engine)
-        elif not inspect(self._engine).has_table(SchemaRow.__tablename__):
-            raise UserError(f"--database {self.database}: is empty; run nas-search first")
-        with self._begin() as session:
-            version = session.scalar(select(SchemaRow.version))
-            if version is None and create:
-                version = SCHEMA_VERSION
-                session.add(SchemaRow(version=version))
-            elif create:
-                session.execute(update(SchemaRow).values(version=version))  # fails now if nothing can be written
-        if version != SCHEMA_VERSION:
-            raise UserError(
-                f"--database {self.database}: has schema version {version}, this program reads {SCHEMA_VERSION}"
-            )
+    def _look_at_file(self) -> None:
+        """Before anything is changed: a file that is refused stays as it is."""
+        engine = _engine(self.database, read_only=True)
+        self._known_version(engine)
+        engine.dispose()
+
+    def _known_version(self, engine: Engine) -> bool:
+        """Whether the database is a store; False if it is empty. Raises UserError if it is something else."""
+        tables = set(inspect(engine).get_table_names())
+        if SchemaRow.__tablename__ in tables:
+            with engine.connect() as connection:
+                version = connection.scalar(select(SchemaRow.version))
+            if version is not None and version != SCHEMA_VERSION:
+                raise UserError(
+                    f"--database {self.database}: has schema version {version}, this program reads {SCHEMA_VERSION}"
+                )
+            if tables <= set(Base.metadata.tables):
+                return version is not None
+        if tables:
+            shown = ", ".join(sorted(tables - {SchemaRow.__tablename__}))
+            raise UserError(f"--database {self.database}: holds another program's tables ({shown}); give another file")
+        return False
+
+    def _create(self) -> None:
+        """Make what is missing. Searches that start at the same time get in each other's way, and then look again."""
+        for attempt in range(CREATE_ATTEMPTS):
+            try:
+                Base.metadata.create_all(self._engine)
+                with self._begin() as session:
+                    if session.scalar(select(SchemaRow.version)) is None:
+                        session.add(SchemaRow(version=SCHEMA_VERSION))
+                    else:  # fails now if nothing can be written
+                        session.execute(update(SchemaRow).values(version=SCHEMA_VERSION))
+                return
+            except DatabaseError as error:
+                if not self._is_race(error) or attempt == CREATE_ATTEMPTS - 1:
+                    raise
+                time.sleep(0.1 * (attempt + 1))
+
+    @staticmethod
+    def _is_race(error: DatabaseError) -> bool:
+        return isinstance(error, IntegrityError) or "already exists" in str(error)
 
     def check_study(self, study: Study) -> int | None:
         """The id of the study, None if it is new. Raises UserError with the difference if it is another one."""
@@ -398,8 +430,10 @@ def _engine(database: str, read_only: bool) -> Engine:
             raise UserError(f"--database {database}: no driver for this kind of database ({error})") from error
     if read_only and not path.is_file():
         raise UserError(f"--database {database}: no such file; run nas-search first, or name the one it wrote")
-    mode = "ro" if read_only else "rwc"
-    url = url.set(database=f"file:{quote(str(path.absolute()))}").update_query_dict({"uri": "true", "mode": mode})
+    query = {"uri": "true", "mode": "ro" if read_only else "rwc"}
+    if read_only and not _has_log(path) and not os.access(path.parent, os.W_OK):
+        query["immutable"] = "1"  # nobody writes, and this reader could not make the files that WAL readers share
+    url = url.set(database=f"file:{quote(str(path.absolute()))}").update_query_dict(query)
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
 
     @event.listens_for(engine, "connect")
@@ -410,6 +444,12 @@ def _engine(database: str, read_only: bool) -> Engine:
             connection.execute("PRAGMA synchronous=FULL")  # a committed reward survives a power cut
 
     return engine
+
+
+def _has_log(path: Path) -> bool:
+    """Whether commits of a SQLite file still lie beside it."""
+    log = path.with_name(path.name + "-wal")
+    return log.exists() and log.stat().st_size > 0
 
 
 def sqlite_path(database: str) -> Path | None:

@@ -1,6 +1,6 @@
 """One study under the schedule rule: which episode runs next, and what its end leads to. Knows nothing of Ray."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -9,9 +9,10 @@ from controller.policy import Proposal
 from controller.proposer import ProposerState, Rewarded
 from detector.architecture import Architecture
 from nas.space import NasFpnSpace
-from nas.store import Episode, Outcome, State, Store
+from nas.store import Cause, Episode, Outcome, State, Store
 
 MAX_FAILURES = 5  # evaluations that fail one after the other before a search gives up
+MAX_ATTEMPTS = 3  # of an evaluation whose worker dies
 
 
 class Proposes(Protocol):
@@ -66,6 +67,7 @@ class Schedule:
         self.stopped: str | None = None  # why the search gave up
         self.episodes = {episode.number: episode for episode in store.episodes(study_id)}
         self._failures = 0
+        self._attempts: Counter[int] = Counter()  # of evaluations
         self._prior_failed = False
 
         stored = store.policies(study_id)
@@ -85,8 +87,8 @@ class Schedule:
 
     @property
     def is_finished(self) -> bool:
-        """Nothing is left to hand out, now or later."""
-        return self.stopped is not None or (not self._again and len(self.episodes) >= self.total)
+        """Nothing is left to hand out, now or later: until all have ended, one may be lost."""
+        return self.stopped is not None or self.settled >= self.total
 
     def next(self) -> Job | None:
         """The next graph to train. None if there is none yet (a batch must end first), or no more at all."""
@@ -94,6 +96,7 @@ class Schedule:
             return None
         if self._again:
             episode = self._again.popleft()
+            self._attempts[episode.evaluation_id] += 1
             return Job(episode.number, episode.evaluation_id, self.store.architecture(episode.architecture_hash))
         while len(self.episodes) < self.total:
             number = len(self.episodes)
@@ -103,12 +106,19 @@ class Schedule:
             self.episodes[number] = episode
             if episode.state == State.RUNNING and episode.evaluation_id not in self._dispatched:
                 self._dispatched.add(episode.evaluation_id)
+                self._attempts[episode.evaluation_id] += 1
                 return Job(number, episode.evaluation_id, architecture)
             self._advance()
         return None
 
     def finish(self, evaluation_id: int, outcome: Outcome) -> list[Episode]:
-        """Record the end of a job; the episodes that it settled."""
+        """Record the end of a job; the episodes that it settled. A lost job is handed out again, MAX_ATTEMPTS times."""
+        attempts = self._attempts[evaluation_id]
+        if outcome.cause == Cause.LOST and attempts < MAX_ATTEMPTS:
+            running = [episode for episode in self.episodes.values() if episode.evaluation_id == evaluation_id]
+            self._again.append(min(running))
+            return []
+        outcome = outcome._replace(attempts=attempts)
         settled = self.store.finish_evaluation(evaluation_id, outcome)
         self._dispatched.discard(evaluation_id)
         self.episodes.update({episode.number: episode for episode in settled})

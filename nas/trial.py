@@ -26,17 +26,20 @@ class ProxySource:
     config_json: str
     root: str | None
     prior_json: str | None
+    data_hash: str
 
     @classmethod
-    def of(cls, config: Config, root: Path | None, prior: Architecture | None) -> "ProxySource":
+    def of(cls, config: Config, root: Path | None, prior: Architecture | None, data_hash: str) -> "ProxySource":
         prior_json = json.dumps(prior.to_dict()) if prior else None
-        return cls(config.model_dump_json(), str(root) if root else None, prior_json)
+        return cls(config.model_dump_json(), str(root) if root else None, prior_json, data_hash)
 
     def load(self) -> Proxy:
         """Prepares the proxy if this machine has not yet. Raises UserError."""
         config = Config.model_validate_json(self.config_json)
         prior = Architecture.from_dict(json.loads(self.prior_json)) if self.prior_json else None
         data = load_split(config.data, Path(self.root) if self.root else None, "train")
+        if data.hash != self.data_hash:
+            raise UserError(f"{data.annotations}: is not the data that the study began with; put that back")
         return load_proxy(config, data, prior, choose_device(), lambda what, step, steps: None)
 
 
@@ -50,12 +53,13 @@ def evaluate(source: ProxySource, architecture: Architecture, seed: int) -> Outc
     """Train and judge a graph. A failure is an outcome with its cause.
 
     Raises UserError for a mistake that would fail every graph (it is no graph's fault), and torch.AcceleratorError
-    when the device is in a state that only a new process can mend.
+    when the device is in a state that only a new process can mend. The time is that of the trial, loading aside.
     """
-    proxy = _loaded(source)
     start = time.monotonic()
     worker = f"{socket.gethostname()}:{os.getpid()}"
     try:
+        proxy = _loaded(source)
+        start = time.monotonic()
         ap = proxy.evaluate(architecture, seed)
     except (UserError, torch.AcceleratorError):
         raise

@@ -141,3 +141,12 @@ def test_files_that_are_no_graphs_are_refused(tmp_path: Path, content: bytes) ->
         Architecture.load(path)
     with pytest.raises(ArchitectureError, match="cannot be read"):
         Architecture.load(tmp_path / "absent.json")
+
+
+def test_alignment_finds_the_written_order_again(random_graphs) -> None:
+    for graph in random_graphs(30):
+        aligned = graph.canonical().aligned_with(graph)
+        assert aligned.hash == graph.hash
+        for ours, theirs in zip(aligned.cells, graph.cells, strict=True):
+            assert (sorted(ours.inputs), ours.level, ours.op) == (sorted(theirs.inputs), theirs.level, theirs.op)
+    assert PRIORS["fpn"].aligned_with(PRIORS["nas-fpn"]) == PRIORS["fpn"].canonical()

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from detector.architecture import PRIORS
+from detector.backbone import Backbone
 from detector.cascade_rcnn import CascadeRcnn
 from detector.config import BackboneConfig, DetectorConfig, DetectorSections, load_config
 from detector.errors import UserError
@@ -82,7 +83,86 @@ def test_frozen_norms_load_a_file_and_do_not_train(tmp_path) -> None:
     model = CascadeRcnn(DetectorConfig(backbone=backbone), None, 2)
     saved = torch.load(tmp_path / "r10.pt", weights_only=True)
     assert model.backbone.body.state_dict()["conv1.0.weight"].equal(saved["conv1.0.weight"])
-    assert not any("bn" in name for name, _ in model.backbone.named_parameters())
+    assert not any(p.requires_grad for name, p in model.backbone.named_parameters() if "bn" in name)
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "base_stride"),
+    [
+        ("mobilenetv2_100", "frozen_bn", 8),
+        ("regnety_002", "gn", 4),
+        ("mobilenetv3_small_050", "sync_bn", 8),
+        ("convnext_atto", "own", 8),
+        ("swin_tiny_patch4_window7_224", "own", 8),
+    ],
+)
+def test_backbones_of_other_families(name: str, norm: str, base_stride: int) -> None:
+    """They keep their activations whatever their norms become, and give maps of any image, channels first."""
+    import timm
+
+    config = BackboneConfig.model_construct(
+        **{**BackboneConfig(weights="none", norm="own", name=name).__dict__, "norm": norm}
+    )
+    ours = Backbone(config, base_stride)
+    plain = timm.create_model(name, features_only=True, out_indices=(-3, -2, -1) if base_stride == 8 else (-4, -3, -2))
+
+    def activations(module: nn.Module) -> int:
+        return sum(type(child).__name__ in ("ReLU", "ReLU6", "SiLU", "Hardswish", "GELU") for child in module.modules())
+
+    assert activations(ours) == activations(plain) > 0
+    maps = ours.eval()(torch.rand(1, 3, 128, 160))
+    assert [tuple(m.shape) for m in maps] == [
+        (1, channels, 128 // stride, 160 // stride)
+        for channels, stride in zip(ours.channels, (base_stride, 2 * base_stride, 4 * base_stride), strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [
+        ({"name": "convnext_atto", "norm": "bn"}, "has no batch norms for bn; set it to own"),
+        ({"name": "vit_tiny_patch16_224", "norm": "own"}, r"has strides \[16"),
+        ({"name": "resnett50", "norm": "bn", "weights": "pretrained"}, "resnett50 cannot be built"),
+    ],
+)
+def test_backbones_that_cannot_serve_are_refused(backbone: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Backbone(BackboneConfig(**{"weights": "none", **backbone}), 8)
+
+
+def test_images_are_normalised_as_the_backbone_was_trained() -> None:
+    for name, mean in (("resnet10t", 0.485), ("tf_mobilenetv3_small_100", 0.5)):
+        config = CONFIG.model_copy(update={"backbone": BackboneConfig(name=name, weights="none", norm="bn")})
+        network = CascadeRcnn(config.model_copy(update={"base_stride": 8}), None, 2)
+        assert network.mean.flatten().tolist()[0] == pytest.approx(mean)
+
+
+def test_frozen_batch_norms_keep_statistics_and_weights_in_training() -> None:
+    backbone = CONFIG.backbone.model_copy(update={"norm": "frozen_bn"})
+    model = CascadeRcnn(CONFIG.model_copy(update={"backbone": backbone}), None, 3).train()
+    before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
+    sum(model(*batch()).values()).backward()
+    assert all(value.equal(before[name]) for name, value in model.backbone.state_dict().items())
+    assert {p.grad is None for name, p in model.backbone.named_parameters() if "bn" in name} == {True}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert all(feature.dtype == torch.bfloat16 for feature in model.backbone(batch().images))
+
+
+def test_what_lies_below_a_frozen_stage_keeps_its_weights() -> None:
+    changes = {"norm": "gn", "frozen_below": 4, "deformable": "v1", "deformable_stages": (4,)}
+    model = CascadeRcnn(CONFIG.model_copy(update={"backbone": CONFIG.backbone.model_copy(update=changes)}), None, 3)
+    sum(model(*batch()).values()).backward()
+    trained = {name.split(".")[0] for name, p in model.backbone.body.named_parameters() if p.grad is not None}
+    kept = {name.split(".")[0] for name, p in model.backbone.body.named_parameters() if p.grad is None}
+    assert (trained, kept) == ({"layer2", "layer3"}, {"conv1", "bn1", "layer1"})
+    changes = {"norm": "bn", "frozen_below": 4}
+    model = CascadeRcnn(CONFIG.model_copy(update={"backbone": CONFIG.backbone.model_copy(update=changes)}), None, 3)
+    means = {name: value.clone() for name, value in model.backbone.state_dict().items() if "running_mean" in name}
+    model.train()(*batch())
+    moved = {name.split(".")[1] for name, mean in means.items() if not model.backbone.state_dict()[name].equal(mean)}
+    assert moved == {"layer2", "layer3"}
+    with pytest.raises(ValueError, match="frozen_below needs weights"):
+        BackboneConfig(weights="none", norm="gn", frozen_below=3)
 
 
 @pytest.mark.parametrize("batched", [True, False])

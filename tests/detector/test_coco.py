@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from detector.coco import CocoData, find_split, load_coco
+from detector.coco import CocoData, find_split, load_coco, pictures
 from detector.config import SplitFiles
 from detector.errors import UserError
 from detector.loader import DetectionDataset, Loader, fit, fit_canvas, flipped
@@ -101,6 +102,70 @@ def test_an_image_of_another_size_than_listed_is_refused(tiny_coco: Path) -> Non
     edit(tiny_coco, lambda d: d["images"][0].update(height=41))
     with pytest.raises(UserError, match=r"is 40x48 pixels \(HxW\), but .* says 41x48"):
         load(tiny_coco).image(0)
+
+
+@pytest.mark.parametrize(("height", "width", "is_turned"), [(48, 40, True), (40, 48, False)])
+def test_a_picture_that_exif_turns_is_upright_unless_it_is_listed_as_stored(
+    tiny_coco: Path, height: int, width: int, is_turned: bool
+) -> None:
+    stored = np.zeros((40, 48, 3), np.uint8)
+    stored[:5] = 255  # a bright edge, at the top as stored and at the right when turned
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(stored).save(tiny_coco / "images" / "1.png", exif=exif)
+    edit(tiny_coco, lambda d: (d["images"][0].update(height=height, width=width), d["annotations"].clear()))
+    image = load(tiny_coco).image(0)
+    bright = image[0].float().mean(0) if is_turned else image[0].float().mean(1).flip(0)
+    assert (bright > 200).tolist() == [False] * (len(bright) - 5) + [True] * 5
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage!!!", b"Exif\0\0II*\0"])
+def test_damaged_exif_data_says_nothing_about_the_picture(tmp_path: Path, exif: bytes) -> None:
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "a.jpg", exif=exif, dpi=(72, 72))
+    data, unreadable = pictures([tmp_path / "a.jpg"], ("a",))
+    assert unreadable == []
+    assert data.image(0).shape == (3, 20, 30)
+
+
+def test_16_bits_are_scaled_and_unknown_ranges_refused(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 20).astype(np.uint16)[None].repeat(4, 0)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "b.tif")
+    data, unreadable = pictures([tmp_path / "a.png", tmp_path / "b.tif"], ("a",))
+    assert data.image(0)[0, 0].tolist() == (ramp[0] >> 8).tolist()
+    assert len(unreadable) == 1
+    assert "no known range" in unreadable[0]
+
+
+def test_categories_of_one_name_are_told_apart(tiny_coco: Path) -> None:
+    edit(tiny_coco, lambda d: d["categories"][0].update(name="dog"))
+    assert load(tiny_coco).category_names == ("dog (3)", "dog (7)")
+
+
+def test_small_sets_are_decoded_once_and_stay_the_same(tiny_coco: Path) -> None:
+    dataset = DetectionDataset(load(tiny_coco), lambda hw, side: (side or 30, 36))
+    first = dataset[Draw(0, True)]
+    for path in (tiny_coco / "images").iterdir():
+        path.unlink()
+    assert dataset[Draw(0, True)].image.equal(first.image)
+    assert dataset[Draw(0)].image.equal(first.image.flip(-1))
+    with pytest.raises(UserError):
+        dataset[Draw(0, False, 20)]
+    with pytest.raises(UserError):
+        dataset[Draw(1)]
+
+
+def test_pictures_are_listed_upright_and_damaged_ones_left_out(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.new("RGB", (30, 20)).save(tmp_path / "turned.jpg", exif=exif)
+    Image.effect_noise((90, 60), 50).save(tmp_path / "cut.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:900])
+    data, unreadable = pictures([tmp_path / "turned.jpg", tmp_path / "cut.jpg"], ("a",))
+    assert data.image_hw.tolist() == [[30, 20]]
+    assert data.image(0).shape == (3, 30, 20)
+    assert len(unreadable) == 1
+    assert "truncated" in unreadable[0]
 
 
 def test_coco_s_own_layout_and_named_files_are_found(tiny_coco: Path) -> None:

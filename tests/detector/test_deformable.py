@@ -60,7 +60,7 @@ def test_chosen_stages_become_deformable_and_features_stay_at_the_start(tmp_path
 
 def test_a_backbone_without_such_convolutions_is_refused() -> None:
     with pytest.raises(UserError, match="has no 3x3 convolutions in stage 5"):
-        Backbone(config(name="convnext_atto", norm="gn", deformable="v1", deformable_stages=(5,)), 8)
+        Backbone(config(name="convnext_atto", norm="own", deformable="v1", deformable_stages=(5,)), 8)
 
 
 def test_deformable_standardised_detectors_train_every_parameter() -> None:

@@ -90,14 +90,22 @@ def test_detect_draws_every_picture_and_writes_coco_form(here: Path, trained: Pa
     for name, size in (("wide.jpg", (90, 40)), ("high.png", (30, 200)), ("large.bmp", (700, 500))):
         Image.new("RGB", size, "gray").save(here / "photos" / name)
     (here / "photos" / "broken.jpg").write_text("no picture")
+    Image.new("L", (50, 40), "gray").save(here / "photos" / "high.webp")
     (here / "photos" / "notes.txt").write_text("no picture")
     assert detect(["photos", "--weights", str(trained / "a.pt"), "--threshold", "0"]) == 0
     assert "left out photos/broken.jpg" in capsys.readouterr().out
     output = here / "runs" / "detect"
-    assert sorted(path.name for path in output.iterdir()) == ["detections.json", "high.png", "large.png", "wide.png"]
+    assert sorted(path.name for path in output.iterdir()) == [
+        "detections.json",
+        "high.png.png",
+        "high.webp.png",
+        "large.png",
+        "wide.png",
+    ]
     document = json.loads((output / "detections.json").read_text())
     assert [image["file_name"] for image in document["images"]] == [
         "photos/high.png",
+        "photos/high.webp",
         "photos/large.bmp",
         "photos/wide.jpg",
     ]
@@ -129,6 +137,7 @@ def test_detect_draws_every_picture_and_writes_coco_form(here: Path, trained: Pa
         (detect, ["p.png", "--weights", "a.pt", "--threshold", "2"], "--threshold: 2 given"),
         (detect, ["p.png", "--weights", "a.pt", "--output", "."], "would replace the pictures"),
         (detect, ["p.png", "more/p.png", "--weights", "a.pt"], "another picture of that name"),
+        (eval_final, ["--weights", "a.pt", "--data", "empty"], "this configuration generates its data"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(here, trained, capsys, command, arguments, message) -> None:

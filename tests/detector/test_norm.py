@@ -1,10 +1,17 @@
 import pytest
 import torch
-from timm.layers import StdConv2d
+from timm.layers import BatchNormAct2d, StdConv2d
 from torch import nn
 
 from detector.config import BackboneConfig
-from detector.norm import WeightStandardisation, norm_layer, standardise_weights
+from detector.norm import (
+    WeightStandardisation,
+    batch_norms,
+    group_norm,
+    norm_layer,
+    replace_batch_norms,
+    standardise_weights,
+)
 
 
 def test_standardised_weights_have_mean_0_and_variance_1_for_each_output() -> None:
@@ -33,6 +40,25 @@ def test_scale_and_shift_of_trained_weights_do_not_matter_and_they_train() -> No
     torch.testing.assert_close(layer(images), before, rtol=1e-3, atol=1e-3)
     layer(images).square().sum().backward()
     assert original.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("channels", [4, 16, 24, 32, 64, 256])
+def test_group_norm_lets_maps_of_one_cell_through(channels: int) -> None:
+    """A group of one channel and one cell would always be zero."""
+    out = group_norm(channels)(torch.randn(2, channels, 1, 1) * 5)
+    assert out.abs().mean() > 0.3
+    assert group_norm(channels).num_groups == {4: 1, 16: 4, 24: 6, 32: 8, 64: 16, 256: 32}[channels]
+
+
+def test_batch_norms_become_group_norms_with_their_scale_and_activation() -> None:
+    body = nn.Sequential(nn.Conv2d(3, 8, 1), BatchNormAct2d(8), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
+    body[3].weight.data.zero_()
+    replace_batch_norms(body)
+    assert not batch_norms(body)
+    out = body[:2](torch.randn(2, 3, 4, 4))
+    assert (out >= 0).all()
+    assert (out == 0).any()
+    assert body[3].weight.abs().sum() == 0
 
 
 def test_weight_standardisation_without_group_norm_is_refused() -> None:

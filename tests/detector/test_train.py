@@ -50,6 +50,26 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
         train(Line(), batches, config(), torch.device("cpu"))
 
 
+class Cliff(nn.Module):
+    """A finite loss whose gradient is not finite at one step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.weight, self.step, self.seen = nn.Parameter(torch.ones(2)), step, 0
+
+    def forward(self, values: Tensor) -> dict[str, Tensor]:
+        self.seen += 1
+        shifted = self.weight - self.weight.detach() * (self.seen == self.step)
+        return {"loss": shifted.square().sum().sqrt() + values.sum() * 0}
+
+
+def test_weights_that_the_last_step_made_infinite_are_no_result() -> None:
+    batches = [Numbers(torch.ones(1))] * 5
+    with pytest.raises(NonFiniteLossError, match="the last training step"):
+        train(Cliff(5), batches, config(steps=5), torch.device("cpu"))
+    train(Cliff(9), batches, config(steps=5), torch.device("cpu"))
+
+
 def test_norms_and_biases_are_not_decayed_and_every_parameter_is_in_one_group() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
     model[2].weight.requires_grad = False

@@ -64,6 +64,22 @@ def test_saved_and_loaded_models_detect_the_same(here: Path) -> None:
     assert ours.boxes.equal(theirs.boxes)
 
 
+def test_a_start_that_lacks_the_backbone_is_refused(here: Path, capsys) -> None:
+    """--init stands in for pretrained weights: what it lacks of the backbone would be random, perhaps for ever."""
+    smoke = (Path(__file__).parents[2] / "experiments" / "smoke.yaml").read_text()
+    assert train_final(["--config", "smoke", "--output", "a"]) == 0
+    for name, old, new in (
+        ("other", "channels: [16, 16, 16, 16]", "channels: [8, 16, 16, 16]"),
+        ("same", "norm: bn", "norm: frozen_bn"),
+    ):
+        (here / f"{name}.yaml").write_text(smoke.replace(old, new).replace("weights: none", "weights: pretrained"))
+    capsys.readouterr()
+    assert train_final(["--config", "other.yaml", "--init", "a/model.pt", "--output", "b"]) == 2
+    assert "lacks weights of this backbone (backbone.body.layer1" in capsys.readouterr().err
+    assert not (here / "b").exists()
+    assert train_final(["--config", "same.yaml", "--init", "a/model.pt", "--output", "c"]) == 0
+
+
 def test_configuration_comes_from_the_graph_when_none_is_given(here: Path) -> None:
     from detector.config import DetectorSections, load_config
 

@@ -67,6 +67,24 @@ def test_parts_that_differ_are_named() -> None:
     assert other.unused == other.left
 
 
+@pytest.mark.parametrize(
+    "backbone", [{"deformable": "v2", "deformable_stages": (4, 5)}, {"norm": "gn", "weight_standardisation": True}]
+)
+def test_a_convolution_made_deformable_or_standardised_is_the_same_convolution(backbone: dict) -> None:
+    plain = {"norm": backbone.get("norm", "bn")}
+    source, target = (
+        trained(("a",), backbone=CONFIG.detector.backbone.model_copy(update=changes)) for changes in (plain, backbone)
+    )
+    forth = transfer(target.model, ("a",), source)
+    assert forth.unused == []
+    assert all(".predict." in name for name in forth.left)
+    fresh = trained(("a",), backbone=source.config.detector.backbone)
+    back = transfer(fresh.model, ("a",), target)
+    assert back.left == []
+    for name, weight in fresh.model.state_dict().items():
+        assert weight.equal(source.model.state_dict()[name]), name
+
+
 def test_nothing_that_fits_is_a_mistake() -> None:
     source = trained(("a",))
     source.model.state_dict = lambda: {}

@@ -28,7 +28,8 @@ def test_each_run_has_a_file_of_its_own(tmp_path: Path) -> None:
 
 def test_the_table_states_differences_of_the_same_seed(capsys: pytest.CaptureFixture[str]) -> None:
     """Every switch is 0.01 better on one seed and 0.03 on the other, whatever the seeds themselves differ by."""
-    runs = {name: [{"ap": 0.31}, {"ap": 0.53}] for name in ablation.TRAINED}
+    runs = {name: [{"ap": 0.31}, {"ap": 0.53}] for name in (*ablation.TRAINED, *ablation.LATER)}
+    runs[ablation.TRANSFER] = [{"ap": 0.41}, {"ap": 0.63}]
     tested = dict.fromkeys(ablation.TESTED, 0.3)
     runs[ablation.BASELINE] = [{"ap": 0.3, "tested": tested}, {"ap": 0.5, "tested": tested}]
     ablation.report(runs, [0, 1], 9)
@@ -36,15 +37,35 @@ def test_the_table_states_differences_of_the_same_seed(capsys: pytest.CaptureFix
     assert "| box head 4conv1fc | 0.4200 | +0.0200 | 0.0100 |" in lines
     assert "| test: cascade shared | 0.3000 | -0.1000 | 0.1000 |" in lines
     assert f"| {ablation.BASELINE} | 0.4000 |  |  |" in lines
+    assert f"| {ablation.TRANSFER} | 0.5200 | +0.1000 | 0.0000 |" in lines
 
 
-def test_a_run_is_written_with_its_curve_and_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_are_written_and_later_ones_start_from_the_weights_of_earlier_ones(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(ablation, "load_config", lambda name, model: load_config("smoke", model))
-    ablation.write_run(tmp_path, ablation.BASELINE, seed=0, steps=10)
-    (path,) = tmp_path.iterdir()
-    result = json.loads(path.read_text())
-    assert [step for step, _ in result["curve"]] == [10]
-    assert result["tested"].keys() == ablation.TESTED.keys()
+    written = {}
+    for name in (*ablation.ENSEMBLED, *ablation.LATER):
+        ablation.write_run(tmp_path, name, seed=0, steps=12)
+        written[name] = json.loads(ablation.run_file(tmp_path, name, 0, 12).read_text())
+    baseline = written[ablation.BASELINE]
+    assert [step for step, _ in baseline["curve"]] == [10, 12]
+    assert baseline["tested"].keys() == ablation.TESTED.keys()
+    assert all(0 <= run["ap"] <= 1 for run in written.values())
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_transfer_starts_from_the_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ablation, "load_config", lambda name, model: load_config("smoke", model))
+    ablation.write_run(tmp_path, ablation.BASELINE, seed=0, steps=12)
+    source = ablation.load_trained(tmp_path, ablation.BASELINE, 0, 12).model.state_dict()
+    started = []
+    monkeypatch.setattr(
+        ablation,
+        "fit",
+        lambda trained, _data: started.append(trained.model.backbone.state_dict()["body.conv1.0.weight"]),
+    )
+    for name in ablation.ON_TINY:
+        ablation.write_run(tmp_path, name, seed=0, steps=12)
+    assert [bool(weight.equal(source["backbone.body.conv1.0.weight"])) for weight in started] == [False, True]
 
 
 def test_curves_are_drawn(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ def refused(capsys, status: int) -> str:
         (["--config", "smoke", "--prior", "absent.json"], "prior absent.json"),
         (["--config", "smoke", "--database", "absent/nas.db"], "its folder absent does not exist"),
         (["--config", "smoke", "--database", "noise.db"], "is no SQLite database"),
+        (["--seed", "9223372036854775808"], "must be 9223372036854775807 at most"),
         (["--episodes", "0"], "--episodes: 0 given, must be a whole number of 1 or more"),
         (["--workers", "x"], "--workers: x given"),
         (["--gpus-per-trial", "1.5"], "--gpus-per-trial: 1.5 given"),
@@ -74,10 +75,11 @@ def test_a_running_study_is_refused_with_its_holder(here: Path, capsys) -> None:
 def exported(here: Path) -> Store:
     """A study as nas-search leaves it, with made-up rewards."""
     from detector.config import load_config
+    from nas.cli import _identity
     from nas.config import Config
 
     store = Store("nas.db")
-    config = load_config("smoke", Config).model_dump(mode="json")
+    config = _identity(load_config("smoke", Config), PRIORS["nas-fpn"])
     study_id = store.open_study(Study("default", config, 0, "data"))
     for number, (name, reward) in enumerate((("nas-fpn", 0.3), ("fpn", 0.5))):
         graph = PRIORS[name]
@@ -105,6 +107,18 @@ def test_top_and_episode_and_standard_output(here: Path, exported: Store, capsys
     assert Architecture.from_dict(json.loads(capsys.readouterr().out)).hash == PRIORS["nas-fpn"].hash
 
 
+def test_a_graph_is_shown_and_drawn(here: Path, exported: Store, capsys) -> None:
+    assert export(["--best", "--show", "--picture", "best.svg"]) == 0
+    shown = capsys.readouterr().out
+    assert "+ sum, A attention, [ ] output" in shown
+    assert "best.svg: episode 1 as a picture" in shown
+    assert "<svg" in (here / "best.svg").read_text()
+    assert export(["--episode", "0", "--output", "-", "--show"]) == 0
+    captured = capsys.readouterr()
+    assert Architecture.from_dict(json.loads(captured.out)).hash == PRIORS["nas-fpn"].hash
+    assert "[A]" in captured.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -114,6 +128,8 @@ def test_top_and_episode_and_standard_output(here: Path, exported: Store, capsys
         ([], "one of the arguments --best --top --episode is required"),
         (["--best", "--output", "nas.db/best.json"], "cannot be written"),
         (["--best", "--output", "."], "is a folder; give a file"),
+        (["--top", "2", "--output", "."], "is a folder; give a file"),
+        (["--best", "--picture", "graph.pdf"], "graph.pdf: give a name that ends in .svg or .png"),
     ],
 )
 def test_export_mistakes(here: Path, exported: Store, capsys, arguments: list[str], message: str) -> None:

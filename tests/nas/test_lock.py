@@ -26,8 +26,10 @@ def test_a_second_holder_is_told_who_the_first_is(tmp_path, monkeypatch) -> None
                 pass
         with study_lock("a.db", "other"), study_lock("b.db", "s"):
             pass
-        with pytest.raises(UserError), study_lock(str(tmp_path / "a.db"), "s"):
-            pass
+        (tmp_path / "link.db").symlink_to("a.db")
+        for same in (str(tmp_path / "a.db"), "link.db"):
+            with pytest.raises(UserError), study_lock(same, "s"):
+                pass
         holder.kill()
     with study_lock("./a.db", "s"):
         pass

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -12,6 +13,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from detector.config import load_config
+from detector.shapes import shapes_folder
+from nas.config import Config
 
 pytestmark = pytest.mark.ray
 
@@ -97,6 +102,34 @@ def test_sigterm_leaves_with_143_and_the_search_goes_on(tmp_path: Path, whole: l
     assert "the same command continues" in (folder / "log").read_text()
     finish(start(folder, "--episodes", "14", "--workers", "2"), folder)
     assert table(folder) == whole
+
+
+def test_a_worker_that_dies_while_it_waits_costs_no_graph(tmp_path: Path, whole: list[tuple]) -> None:
+    """All workers but one wait for the batch to end; those die."""
+    folder = tmp_path / "run"
+    process = start(folder, "--episodes", "14", "--workers", "3")
+    for settled in (3, 7):
+        wait_for(folder, settled)
+        kill_a_worker(process)
+    finish(process, folder)
+    assert table(folder) == whole
+
+
+def test_a_mistake_that_only_a_worker_can_find_is_one_line(tmp_path: Path) -> None:
+    """Images that cannot be decoded, with a proxy that looks at them in trials only."""
+    folder, data = tmp_path / "run", tmp_path / "data"
+    folder.mkdir()
+    shutil.copytree(shapes_folder(load_config("smoke", Config).data.shapes), data)
+    for image in (data / "train").iterdir():
+        image.write_bytes(image.read_bytes()[:60])
+    text = (Path(__file__).parents[2] / "experiments" / "smoke.yaml").read_text()
+    text = "data: {source: coco}\n" + text[text.index("detector:") :].replace("protocol: frozen", "protocol: full")
+    (folder / "c.yaml").write_text(text)
+    process = start(folder, "--config", "c.yaml", "--data", str(data), "--workers", "1")
+    assert process.wait(timeout=120) == 2
+    last = (folder / "log").read_text().splitlines()[-1]
+    assert last.startswith("nas-search: ")
+    assert "cannot be decoded" in last
 
 
 def wait_for(folder: Path, settled: int) -> None:

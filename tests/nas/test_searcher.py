@@ -38,14 +38,29 @@ def test_proposes_until_a_batch_must_end_then_finishes(searcher: ScheduleSearche
     assert [e.state for e in searcher.schedule.store.episodes(1)].count(State.RUNNING) == 0
 
 
-def test_a_dead_worker_is_lost_and_no_reward(searcher: ScheduleSearcher) -> None:
+def test_a_graph_whose_workers_die_is_tried_again_then_lost_and_no_reward(searcher: ScheduleSearcher) -> None:
     searcher.suggest("a")
-    searcher.suggest("b")
+    lost = searcher.suggest("b")
     searcher.on_trial_complete("a", done(0.5))
-    searcher.on_trial_complete("b", None, error=True)
-    first, second = searcher.schedule.store.episodes(1)
+    for trial in ("b", "c", "d"):
+        assert searcher.schedule.store.episodes(1)[1].state == State.RUNNING
+        searcher.on_trial_complete(trial, None, error=True)
+        if trial != "d":
+            assert searcher.suggest(chr(ord(trial) + 1)) == lost
+    first, second = searcher.schedule.store.episodes(1)[:2]
     assert first.reward == 0.5
     assert (second.state, second.cause, second.reward) == (State.FAILED, Cause.LOST, None)
+
+
+def test_the_last_episode_may_be_lost_and_is_tried_again(tmp_path: Path) -> None:
+    searcher = ScheduleSearcher(schedule(Store(str(tmp_path / "s.db")), 1), lambda episodes: None)
+    searcher.suggest("a")
+    assert searcher.suggest("b") is None
+    searcher.on_trial_complete("a", None, error=True)
+    assert isinstance(searcher.suggest("b"), dict)
+    searcher.on_trial_complete("b", done(0.5))
+    assert searcher.suggest("c") == Searcher.FINISHED
+    assert searcher.schedule.store.episodes(1)[0].reward == 0.5
 
 
 def test_a_user_s_mistake_found_by_a_worker_ends_the_search_and_fails_no_graph(searcher: ScheduleSearcher) -> None:

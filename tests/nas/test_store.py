@@ -1,4 +1,5 @@
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -102,23 +103,26 @@ def test_readers_need_an_existing_database_and_cannot_write(store: Store, tmp_pa
 
 
 def test_files_that_are_no_store_are_refused_untouched(tmp_path: Path) -> None:
-    noise, foreign, newer = (tmp_path / name for name in ("noise.db", "foreign.db", "newer.db"))
+    noise, foreign, newer, alike = (tmp_path / name for name in ("noise.db", "foreign.db", "newer.db", "alike.db"))
     noise.write_bytes(b"not a database at all" * 100)
     with sqlite3.connect(foreign) as connection:
         connection.execute("CREATE TABLE songs (id INTEGER)")
+    with sqlite3.connect(alike) as connection:
+        connection.execute("CREATE TABLE request (id INTEGER)")
     Store(str(newer)).close()
     with sqlite3.connect(newer) as connection:
         connection.execute("UPDATE schema SET version = 99")
+        connection.execute("CREATE TABLE added (id INTEGER)")
     for path, message in (
         (noise, "is no SQLite database"),
         (foreign, r"another program's tables \(songs\)"),
+        (alike, r"another program's tables \(request\)"),
         (newer, "schema version 99, this program reads 1"),
     ):
         before = path.read_bytes()
         with pytest.raises(UserError, match=message):
             Store(str(path))
-        if path is noise:
-            assert path.read_bytes() == before
+        assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -148,3 +152,21 @@ def test_names_with_characters_of_urls_are_names(tmp_path: Path) -> None:
     Store(str(path)).close()
     assert path.is_file()
     Store(str(path), read_only=True)
+
+
+def test_searches_that_make_a_database_at_the_same_time_all_get_it(tmp_path: Path) -> None:
+    path = str(tmp_path / "nas.db")
+    with ThreadPoolExecutor(8) as pool:
+        stores = list(pool.map(lambda _: Store(path), range(8)))
+    assert stores[0].open_study(STUDY) == 1
+    assert stores[7].find_study(STUDY.name)[0] == 1
+
+
+def test_readers_need_no_right_to_write(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may write anywhere, so the right is taken away by name; no file that WAL readers share may appear."""
+    store.open_study(STUDY)
+    store.close()
+    monkeypatch.setattr("os.access", lambda *_: False)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert Store(str(tmp_path / "nas.db"), read_only=True).find_study(STUDY.name)[0] == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
