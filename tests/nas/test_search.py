@@ -73,14 +73,14 @@ def test_a_search_records_every_episode_once(whole: list[tuple]) -> None:
     assert all(row[5] in ("done", "reused") and row[7] is not None for row in whole)
 
 
-@pytest.mark.parametrize("workers", ["2", "3"])
-def test_the_table_does_not_depend_on_the_number_of_workers(tmp_path: Path, whole: list[tuple], workers: str) -> None:
-    finish(start(tmp_path / "run", "--episodes", "14", "--workers", workers), tmp_path / "run")
+def test_the_table_does_not_depend_on_the_number_of_workers(tmp_path: Path, whole: list[tuple]) -> None:
+    """3 here; 1 made the table it is compared with, and 2 run in the tests below."""
+    finish(start(tmp_path / "run", "--episodes", "14", "--workers", "3"), tmp_path / "run")
     assert table(tmp_path / "run") == whole
 
 
 def test_kill_9_then_the_same_command_gives_the_same_table(tmp_path: Path, whole: list[tuple]) -> None:
-    """The whole process group dies while trials run; then a worker dies in the second run, and is replaced."""
+    """The whole process group dies while trials run; in the second run workers die, busy or waiting for a batch."""
     folder = tmp_path / "run"
     process = start(folder, "--episodes", "14", "--workers", "2")
     wait_for(folder, 1)
@@ -88,7 +88,9 @@ def test_kill_9_then_the_same_command_gives_the_same_table(tmp_path: Path, whole
     process.wait()
     assert len(table(folder)) < 14
     process = start(folder, "--episodes", "14", "--workers", "2")
-    kill_a_worker(process)
+    for settled in (3, 5):
+        wait_for(folder, settled)
+        kill_a_worker(process)
     finish(process, folder)
     assert table(folder) == whole
 
@@ -101,17 +103,6 @@ def test_sigterm_leaves_with_143_and_the_search_goes_on(tmp_path: Path, whole: l
     assert process.wait(timeout=60) == 143, (folder / "log").read_text()
     assert "the same command continues" in (folder / "log").read_text()
     finish(start(folder, "--episodes", "14", "--workers", "2"), folder)
-    assert table(folder) == whole
-
-
-def test_a_worker_that_dies_while_it_waits_costs_no_graph(tmp_path: Path, whole: list[tuple]) -> None:
-    """All workers but one wait for the batch to end; those die."""
-    folder = tmp_path / "run"
-    process = start(folder, "--episodes", "14", "--workers", "3")
-    for settled in (3, 7):
-        wait_for(folder, settled)
-        kill_a_worker(process)
-    finish(process, folder)
     assert table(folder) == whole
 
 
