@@ -18,7 +18,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from detector.config import BackboneConfig, DetectorConfig
 from detector.deformable import Deformable, make_deformable
 from detector.errors import UserError
-from detector.norm import batch_norms, replace_batch_norms, standardise_weights
+from detector.norm import batch_norms, is_batch_norm, replace_batch_norms, standardise_weights
 
 NAMED_WEIGHTS = ("none", "pretrained")  # anything else is a file
 FIRST_STAGE = 3  # stages count as C3, C4, C5
@@ -72,9 +72,10 @@ class Backbone(nn.Module):
             self._freeze(norms)
 
     def _freeze(self, modules: Iterable[nn.Module]) -> None:
+        """What the modules hold themselves; what they contain are modules of their own."""
         for module in modules:
-            self.frozen_norms += batch_norms(module)
-            for parameter in module.parameters():
+            self.frozen_norms += [module] if is_batch_norm(module) else []
+            for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
 
     def _freeze_below(self, config: BackboneConfig, level: int) -> None:
@@ -85,9 +86,7 @@ class Backbone(nn.Module):
             raise UserError(
                 f"detector.backbone.frozen_below: {config.name} has no stage {level} of its own; set it to null"
             )
-        inside = set(modules[stage].modules())
-        leaves = [module for module in modules.values() if not list(module.children())]
-        self._freeze(itertools.takewhile(lambda module: module not in inside, leaves))
+        self._freeze(modules[name] for name in itertools.takewhile(lambda name: name != stage, modules))
 
     def _make_deformable(self, config: BackboneConfig, version: Deformable) -> None:
         """Raises UserError for a backbone without 3x3 convolutions in the chosen stages."""

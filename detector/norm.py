@@ -1,7 +1,7 @@
 """Normalisation layers by name, and of weights."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import torch
 from timm.layers import BatchNormAct2d
@@ -31,8 +31,13 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(next(groups for groups in range(most, 0, -1) if channels % groups == 0), channels)
 
 
+def is_batch_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
+    """timm's norms that contain an activation included."""
+    return isinstance(module, _BatchNorm)
+
+
 def batch_norms(module: nn.Module) -> list[_BatchNorm]:
-    return [child for child in module.modules() if isinstance(child, _BatchNorm)]
+    return [child for child in module.modules() if is_batch_norm(child)]
 
 
 def replace_batch_norms(module: nn.Module) -> None:
@@ -40,7 +45,7 @@ def replace_batch_norms(module: nn.Module) -> None:
     norms contain."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, _BatchNorm):
+            if is_batch_norm(child):
                 setattr(parent, name, _as_group_norm(child))
 
 

@@ -30,7 +30,7 @@ from nas.lock import study_lock
 from nas.preparation import VERSION as PROXY_VERSION
 from nas.proxy import choose_device, prepare_proxy
 from nas.space import NasFpnSpace, load_prior, space_around
-from nas.store import Episode, State, Store, Study, sqlite_path
+from nas.store import Episode, State, Store, Study, shown, sqlite_path
 from nas.study import Schedule
 from nas.trial import ProxySource
 
@@ -59,7 +59,7 @@ def _with_store_errors(name: str, command: Callable[[argparse.Namespace], int], 
         return command(args)
     except SQLAlchemyError as error:
         reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-        print(f"{name}: --database {args.database} failed: {reason}", file=sys.stderr)
+        print(f"{name}: --database {shown(args.database)} failed: {reason}", file=sys.stderr)
         return FAILED
 
 
@@ -259,7 +259,7 @@ def _say_finished(args: argparse.Namespace, episodes: list[Episode]) -> None:
 
 
 def _study_flags(args: argparse.Namespace) -> str:
-    database = "" if args.database == "nas.db" else f" --database {args.database}"
+    database = "" if args.database == "nas.db" else f" --database {shown(args.database)}"
     return database + ("" if args.study == "default" else f" --study {args.study}")
 
 

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from detector.cache import cache_folder, open_lock
 from detector.errors import UserError
-from nas.store import database_url, sqlite_path
+from nas.store import database_url, shown, sqlite_path
 
 
 @contextmanager
@@ -22,14 +22,15 @@ def study_lock(database: str, study: str) -> Iterator[None]:
     """
     path = _lock_path(database, study)
     while True:
-        with open_lock(path, f"--database {database}") as file:
+        with open_lock(path, f"--database {shown(database)}") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 file.seek(0)
                 holder = file.read().strip() or "another process"
                 raise UserError(
-                    f"study {study!r} in {database} is being searched by {holder}; stop that, or give --study NAME"
+                    f"study {study!r} in {shown(database)} is being searched by {holder}; stop that, or give "
+                    "--study NAME"
                 ) from error
             if not _is_at(path, file):
                 continue  # its last holder removed it after we opened it: a lock on it would keep nobody out

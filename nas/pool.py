@@ -10,7 +10,7 @@ from torch import nn
 from controller.decisions import mutate, uniform
 from detector.architecture import LEVELS, Architecture
 from detector.nas_fpn import NasFpn, ReluConvNorm
-from detector.norm import Norm
+from detector.norm import Norm, batch_norms
 from nas.space import NasFpnSpace
 
 MAX_MUTATIONS = 8
@@ -58,6 +58,5 @@ def draw_graph(space: NasFpnSpace, prior: Architecture | None, stream: np.random
 
 def reset_statistics(module: nn.Module) -> None:
     """Forget batch norm's running statistics: the pool's are a mixture over all graphs."""
-    for child in module.modules():
-        if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            child.reset_running_stats()
+    for norm in batch_norms(module):
+        norm.reset_running_stats()

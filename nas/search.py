@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from nas.trial import ProxySource, evaluate
 log = logging.getLogger(__name__)
 
 NAMESPACE = "nas"
+CONNECT_TIMEOUT_S = 10.0
 OnEpisodes = Callable[[list[Episode]], None]
 
 
@@ -190,11 +192,12 @@ def ray_session(cluster: Cluster) -> Iterator[str]:
         cores = os.cpu_count() or 1
         options |= {"num_cpus": max(cores, cluster.workers), "include_dashboard": True, "dashboard_host": "127.0.0.1"}
     level = logging.INFO if cluster.verbose else logging.ERROR
+    _check_address(cluster.address)
     try:
         context = ray.init(namespace=NAMESPACE, logging_level=level, log_to_driver=cluster.verbose, **options)
     except SystemExit:  # from Ray's own SIGTERM handler; its clean-up of a start that was cut short would abort
         os._exit(TERMINATED)
-    except (ConnectionError, ValueError) as error:
+    except (ConnectionError, ValueError, RuntimeError) as error:  # the last for a cluster of other versions
         where = f"--address {cluster.address}: no Ray cluster can be joined there" if cluster.address else "Ray"
         raise UserError(f"{where} ({str(error).splitlines()[0]})") from error
     exit_on_sigterm()  # Ray has put its own handler in place
@@ -206,6 +209,17 @@ def ray_session(cluster: Cluster) -> Iterator[str]:
         yield context.dashboard_url or ""
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str | None) -> None:
+    """Ray tries an address where nothing listens for a quarter of an hour. Raises UserError at once."""
+    host, _, port = (address or "").rpartition(":")
+    if not (host and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--address {address}: no Ray cluster can be joined there ({error})") from error
 
 
 def run(schedule: Schedule, source: ProxySource, cluster: Cluster, on_episodes: OnEpisodes) -> None:

@@ -190,16 +190,16 @@ class Store:
     """A database at a path or a SQLAlchemy URL. Raises UserError if it cannot be used."""
 
     def __init__(self, database: str, *, read_only: bool = False) -> None:
-        self.database = database
+        self.database = shown(database)
         path = sqlite_path(database)
         try:
             if path is not None and path.is_file() and path.stat().st_size and not read_only:
-                self._look_at_file()
+                self._look_at_file(database)
             self._engine = _engine(database, read_only)
             self._begin = sessionmaker(self._engine, expire_on_commit=False).begin
             if read_only:
                 if not self._known_version(self._engine):
-                    raise UserError(f"--database {database}: is empty; run nas-search first")
+                    raise UserError(f"--database {shown(database)}: is empty; run nas-search first")
             else:
                 self._create()
         except DatabaseError as error:
@@ -208,9 +208,9 @@ class Store:
     def close(self) -> None:
         self._engine.dispose()
 
-    def _look_at_file(self) -> None:
+    def _look_at_file(self, database: str) -> None:
         """Before anything is changed: a file that is refused stays as it is."""
-        engine = _engine(self.database, read_only=True)
+        engine = _engine(database, read_only=True)
         self._known_version(engine)
         engine.dispose()
 
@@ -227,8 +227,8 @@ class Store:
             if tables <= set(Base.metadata.tables):
                 return version is not None
         if tables:
-            shown = ", ".join(sorted(tables - {SchemaRow.__tablename__}))
-            raise UserError(f"--database {self.database}: holds another program's tables ({shown}); give another file")
+            names = ", ".join(sorted(tables - {SchemaRow.__tablename__}))
+            raise UserError(f"--database {self.database}: holds another program's tables ({names}); give another file")
         return False
 
     def _create(self) -> None:
@@ -427,9 +427,9 @@ def _engine(database: str, read_only: bool) -> Engine:
         try:
             return create_engine(url)
         except (NoSuchModuleError, ModuleNotFoundError, ArgumentError) as error:
-            raise UserError(f"--database {database}: no driver for this kind of database ({error})") from error
+            raise UserError(f"--database {shown(database)}: no driver for this kind of database ({error})") from error
     if read_only and not path.is_file():
-        raise UserError(f"--database {database}: no such file; run nas-search first, or name the one it wrote")
+        raise UserError(f"--database {shown(database)}: no such file; run nas-search first, or name the one it wrote")
     query = {"uri": "true", "mode": "ro" if read_only else "rwc"}
     if read_only and not _has_log(path) and not os.access(path.parent, os.W_OK):
         query["immutable"] = "1"  # nobody writes, and this reader could not make the files that WAL readers share
@@ -458,13 +458,23 @@ def sqlite_path(database: str) -> Path | None:
     if url.get_backend_name() != "sqlite":
         return None
     if url.host or not url.database or url.database == ":memory:":
-        raise UserError(f"--database {database}: names no file; give a path, or sqlite:/// and a path")
+        raise UserError(f"--database {shown(database)}: names no file; give a path, or sqlite:/// and a path")
     path = Path(str(url.database))
     if not path.parent.is_dir():
-        raise UserError(f"--database {database}: its folder {path.parent} does not exist")
+        raise UserError(f"--database {shown(database)}: its folder {path.parent} does not exist")
     if path.is_dir():
-        raise UserError(f"--database {database}: is a folder; give a file")
+        raise UserError(f"--database {shown(database)}: is a folder; give a file")
     return path
+
+
+def shown(database: str) -> str:
+    """--database as it may be printed: without its password."""
+    if "://" not in database:
+        return database
+    try:
+        return make_url(database).render_as_string(hide_password=True)
+    except ArgumentError:
+        return "URL"
 
 
 def database_url(database: str) -> URL:
@@ -474,14 +484,14 @@ def database_url(database: str) -> URL:
     try:
         return make_url(database)
     except ArgumentError as error:
-        raise UserError(f"--database {database}: is neither a path nor a database URL") from error
+        raise UserError(f"--database {shown(database)}: is neither a path nor a database URL") from error
 
 
 def _explain(database: str, error: SQLAlchemyError) -> str:
     reason = str(getattr(error, "orig", error)).splitlines()[0]
     if "not a database" in reason or "malformed" in reason:
-        return f"--database {database}: is no SQLite database ({reason}); give another file"
-    return f"--database {database}: cannot be used ({reason}); give a file in a folder that can be written"
+        return f"--database {shown(database)}: is no SQLite database ({reason}); give another file"
+    return f"--database {shown(database)}: cannot be used ({reason}); give a file in a folder that can be written"
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -205,6 +205,20 @@ def test_flip_mirrors_image_and_boxes_and_twice_is_nothing(tiny_coco: Path) -> N
     assert boxes.equal(sample.boxes)
 
 
+def test_loader_processes_give_the_same_batches_and_name_a_damaged_image(tiny_coco: Path) -> None:
+    dataset = DetectionDataset(load(tiny_coco), lambda hw, _: hw)
+    alone, shared = (list(Loader(dataset, 16, workers=workers).ordered(2)) for workers in (0, 2))
+    assert len(alone) == len(shared) == 2
+    for ours, theirs in zip(shared, alone, strict=True):
+        assert ours.images.equal(theirs.images)
+        assert ours.targets.boxes.equal(theirs.targets.boxes)
+    (tiny_coco / "images" / "5.png").write_bytes(b"no picture")
+    damaged = DetectionDataset(load(tiny_coco), lambda hw, _: hw)
+    with pytest.raises(UserError, match=r"5\.png \(image 5\): cannot be decoded") as error:
+        list(Loader(damaged, 16, workers=2).ordered(2))
+    assert "\n" not in str(error.value)
+
+
 def test_shuffled_batches_depend_on_the_seed_only(tiny_coco: Path) -> None:
     loader = Loader(DetectionDataset(load(tiny_coco), lambda hw, _: hw), multiple=16)
     first, second, other = ([b.images for b in loader.shuffled(4, 2, seed, flip=True)] for seed in (1, 1, 2))

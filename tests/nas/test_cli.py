@@ -172,6 +172,16 @@ def test_gpus_that_are_not_there_are_refused(here: Path, capsys, monkeypatch: py
     )
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "host.invalid:6379", "ray://127.0.0.1:10001"])
+def test_an_address_where_no_cluster_is_is_refused_at_once(address: str) -> None:
+    pytest.importorskip("ray")
+    from detector.errors import UserError
+    from nas.search import Cluster, ray_session
+
+    with pytest.raises(UserError, match=f"--address {address}: "), ray_session(Cluster(1, 0.0, address, False)):
+        pass
+
+
 def test_a_search_refused_while_it_prepares_leaves_nothing(here: Path, capsys) -> None:
     """The mistake mended, the same study name must be free for the mended configuration."""
     text = (Path(__file__).parents[2] / "experiments" / "smoke.yaml").read_text()

@@ -131,6 +131,7 @@ def test_files_that_are_no_store_are_refused_untouched(tmp_path: Path) -> None:
         ("/nowhere/at/all/nas.db", "its folder /nowhere/at/all does not exist"),
         ("/tmp", "is a folder"),
         ("nosuch://host/db", "no driver"),
+        ("postgresql+nosuch://me:secret@host/db", r"--database postgresql\+nosuch://me:\*\*\*@host/db: no driver"),
         ("http:://", "neither a path nor a database URL|no driver"),
         ("sqlite://host/nas.db", "names no file"),
         (":memory:", "names no file"),
