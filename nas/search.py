@@ -161,9 +161,12 @@ class ScheduleSearcher(Searcher):  # type: ignore[misc]
         else:
             outcome = Outcome(*result["outcome"])
             outcome = outcome._replace(cause=Cause(outcome.cause) if outcome.cause else None)
-        if outcome.cause:
+        settled = self.schedule.finish(evaluation_id, outcome)
+        if outcome.cause and settled:
             log.warning("an evaluation failed: %s\n%s", outcome.cause, outcome.detail)
-        self.on_episodes(self.schedule.finish(evaluation_id, outcome))
+        elif outcome.cause:
+            log.warning("a worker died; its graph is tried again")
+        self.on_episodes(settled)
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its search algorithm to restore it; here the store remembers, so there is nothing to keep."""
@@ -227,6 +230,8 @@ def run(schedule: Schedule, source: ProxySource, cluster: Cluster, on_episodes: 
     resources = {"cpu": 1, "gpu": cluster.gpus_per_trial}
     trainable = tune.with_resources(tune.with_parameters(Trial, source=source), resources)
     searcher = ScheduleSearcher(schedule, on_episodes)
+    if not cluster.verbose:
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the searcher says what failed
     with tempfile.TemporaryDirectory(prefix="nas-tune-") as scratch:
         tuner = tune.Tuner(
             trainable,
