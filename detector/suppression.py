@@ -27,7 +27,7 @@ def nms_mask(boxes: Tensor, valid: Tensor, iou: float) -> Tensor:
             place = present.nonzero().squeeze(1)
             out[place[nms(of_image[place], rank[place], iou)]] = True
         return kept
-    overlaps = (box_iou(boxes, boxes) > iou).triu(1) & valid[:, :, None]  # [b, i, j]: i is better than j and hits it
+    overlaps = (box_iou(boxes, boxes) > iou).triu(1)  # [b, i, j]: i is better than j and hits it
     kept = valid
     while True:
         again = valid & ~(overlaps & kept[:, :, None]).any(1)

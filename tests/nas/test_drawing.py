@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from controller.decisions import mutate
 from detector.architecture import LEVELS, NUM_LEVELS, PRIORS, Architecture, MergeCell
 from detector.errors import UserError
 from nas.drawing import changes, check_picture, draw, edges, positions, text
@@ -51,6 +52,14 @@ def test_text_shows_outputs_ops_inputs_and_changes() -> None:
     assert lines[6].split() == ["inputs", "P4", "P4", "P3", "#1", "#2", "P5*", "#4"]
     assert lines[8].split() == ["leaves", "P7"]
     assert "*" not in text(PRIOR, PRIOR)
+
+
+def test_text_follows_the_prior_s_order_whatever_order_the_graph_is_in() -> None:
+    space, stream = space_around(PRIOR), np.random.default_rng(0)
+    graphs = [space.architecture(mutate(space, space.decisions(PRIOR), 3, stream)) for _ in range(12)]
+    assert any(graph.canonical().cells != graph.aligned_with(PRIOR).cells for graph in graphs)
+    for graph in graphs:
+        assert text(graph.canonical(), PRIOR) == text(graph.aligned_with(PRIOR), PRIOR)
 
 
 @pytest.mark.parametrize("suffix", [".svg", ".png"])
