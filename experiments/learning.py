@@ -33,7 +33,7 @@ from nas.store import Episode, Store, Study
 
 EPISODES, LATE = 400, 300
 INITIAL_SAMPLES = 100
-INITIAL_EPISODES = 110  # of the untrained policy: enough for 100 distinct graphs
+INITIAL_EPISODES = 150  # of the untrained policy: enough for 100 distinct graphs
 LEAST_LATE = 40
 CANDIDATES = 5
 CHOOSING_SEEDS = (1001, 1002, 1003)
