@@ -58,7 +58,7 @@ def train(
             if on_check is not None:
                 on_check(step, mean)
             total, steps_in_total = torch.zeros((), device=device), 0
-    if not all(bool(weight.isfinite().all()) for weight in model.state_dict().values()):
+    if not torch.stack([weight.isfinite().all() for weight in model.state_dict().values()]).all():
         raise NonFiniteLossError(
             "the last training step made weights infinite or NaN; lower learning_rate or set clip_norm"
         )
