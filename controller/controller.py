@@ -2,22 +2,31 @@
 
 Episodes come in batches of `batch`. Episode e, of batch b = e // batch, is proposed by the version that has used
 batches 0 .. b - 1 - lag; its random stream depends on (seed, e) only. So, given equal rewards, proposals do not
-depend on how many trials run at once, which ends first, or how often the search was interrupted.
+depend on how many trials run at once, which ends first, or how often the search was interrupted. Proposals that are
+not acceptable (too costly) are drawn again, from the same stream.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from controller.decisions import Decisions
 from controller.policy import Proposal
 from controller.proposer import Proposer, ProposerState, Rewarded
+
+MAX_DRAWS = 100  # for one episode
+
+Accepts = Callable[[Decisions], bool]
 
 
 class Controller:
     """The versions of one proposer that may still be asked."""
 
-    def __init__(self, proposer: Proposer, *, batch: int, lag: int, seed: int) -> None:
+    def __init__(
+        self, proposer: Proposer, *, batch: int, lag: int, seed: int, accepts: Accepts = lambda decisions: True
+    ) -> None:
+        self.accepts = accepts
         self.batch = batch
         self.lag = lag
         self.seed = seed
@@ -28,11 +37,19 @@ class Controller:
         return max(self.versions)
 
     def propose(self, episode: int) -> Proposal:
-        """The proposal of an episode; LookupError if batches that it depends on were not used yet."""
+        """The proposal of an episode: the first acceptable of MAX_DRAWS draws, the last of them if none is.
+
+        Raises LookupError if batches that it depends on were not used yet.
+        """
         version = version_of(episode, self.batch, self.lag)
         if version not in self.versions:
             raise LookupError(f"episode {episode} needs version {version}, the newest is {self.newest}")
-        return self.versions[version].propose(np.random.default_rng([self.seed, episode]))
+        stream = np.random.default_rng([self.seed, episode])
+        for _ in range(MAX_DRAWS):
+            proposal = self.versions[version].propose(stream)
+            if self.accepts(proposal.decisions):
+                break
+        return proposal
 
     def update(self, batch: Sequence[Rewarded]) -> ProposerState:
         """Use the next complete batch; returns the version that results, to be stored."""

@@ -1,41 +1,45 @@
-"""nas-search and nas-export."""
+"""nas-search."""
 
 import argparse
-import json
 import logging
+import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
-from sqlalchemy.exc import SQLAlchemyError
 
 from controller.controller import Controller
+from controller.decisions import Decisions
 from controller.evolution import Evolution
 from controller.proposer import Proposer
 from controller.reinforce import Reinforce, Untrained
 from detector.architecture import Architecture
 from detector.backbone import named_weights
 from detector.coco import CocoData, load_split
-from detector.command import FAILED, Parser, count, guarded, write_json
+from detector.command import FAILED, Parser, count, guarded
 from detector.config import load_config, presets
 from detector.errors import UserError
 from detector.progress import Progress
+from nas.budget import Budget
 from nas.config import Config, SearchConfig
-from nas.drawing import check_picture, draw, text
+from nas.confirm import Confirmation
 from nas.lock import study_lock
 from nas.preparation import VERSION as PROXY_VERSION
 from nas.proxy import choose_device, prepare_proxy
+from nas.results import by_reward, prior_episode, verdicts
 from nas.space import NasFpnSpace, load_prior, space_around
 from nas.store import Episode, State, Store, Study, shown, sqlite_path
 from nas.study import Schedule
+from nas.study_options import study_options, with_store_errors
 from nas.trial import ProxySource
 
 log = logging.getLogger(__name__)
 
+EPISODES_A_RUN = 6  # of a search, for each run that confirms its best graphs
 MAX_SEED = 2**63 - 1  # what databases keep in a column
 
 
@@ -43,36 +47,26 @@ def search(argv: Sequence[str] | None = None) -> int:
     """Entry point of nas-search."""
     return guarded(
         "nas-search",
-        lambda: _with_store_errors("nas-search", _search, _search_parser().parse_args(argv)),
+        lambda: with_store_errors("nas-search", _search, _search_parser().parse_args(argv)),
         interrupted="interrupted; the same command continues",
     )
-
-
-def export(argv: Sequence[str] | None = None) -> int:
-    """Entry point of nas-export."""
-    return guarded("nas-export", lambda: _with_store_errors("nas-export", _export, _export_parser().parse_args(argv)))
-
-
-def _with_store_errors(name: str, command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
-    """A database that fails underway (disk full, locked, damaged) is one line, and no traceback."""
-    try:
-        return command(args)
-    except SQLAlchemyError as error:
-        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-        print(f"{name}: --database {shown(args.database)} failed: {reason}", file=sys.stderr)
-        return FAILED
 
 
 def _search_parser() -> Parser:
     parser = Parser(
         "nas-search", "Search for a feature pyramid. The same command continues a study after any interruption."
     )
-    _study_options(parser)
+    study_options(parser)
     parser.add_argument("--config", default="shapes", metavar="NAME|FILE", help=f"{', '.join(presets())} or a file")
     parser.add_argument("--data", type=Path, metavar="DIR", help="a data set in COCO form")
     parser.add_argument("--episodes", type=count(1), default=400, metavar="N", help="in all, earlier runs included")
     parser.add_argument("--algorithm", choices=("reinforce", "random", "evolution"), help="who proposes")
     parser.add_argument("--prior", metavar="NAME|FILE|none", help="where to start: nas-fpn, fpn or a best.json")
+    parser.add_argument("--max-gflops", type=_positive, metavar="X", help="a pyramid above is not trained")
+    parser.add_argument("--max-params", type=count(1), metavar="N", help="a pyramid above is not trained")
+    parser.add_argument(
+        "--confirm", type=count(0), metavar="N", help="runs of the best graphs with new seeds; default: episodes / 6"
+    )
     parser.add_argument("--seed", type=count(0, MAX_SEED), default=0, metavar="N", help="of the study")
     parser.add_argument("--workers", type=count(1), metavar="N", help="trials at a time; default: GPUs, else cores")
     parser.add_argument("--gpus-per-trial", type=_share, metavar="X", help="default: 1, or 0 without a GPU")
@@ -81,22 +75,14 @@ def _search_parser() -> Parser:
     return parser
 
 
-def _export_parser() -> Parser:
-    parser = Parser("nas-export", "Write found graphs as files that train-final takes.")
-    _study_options(parser)
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--best", action="store_true", help="the graph with the highest reward")
-    which.add_argument("--top", type=count(1), metavar="K", help="the K best graphs, as NAME-1.json to NAME-K.json")
-    which.add_argument("--episode", type=count(0), metavar="N", help="the graph of one episode")
-    parser.add_argument("--output", default="best.json", metavar="FILE|-", help="- prints it")
-    parser.add_argument("--show", action="store_true", help="draw each graph on the terminal, too")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the best one, as .svg or .png")
-    return parser
-
-
-def _study_options(parser: Parser) -> None:
-    parser.add_argument("--database", default="nas.db", metavar="FILE|URL", help="where results are kept")
-    parser.add_argument("--study", default="default", metavar="NAME", help="which search in it")
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} given, must be a number above 0")
+    return value
 
 
 def _share(text: str) -> float:
@@ -112,32 +98,61 @@ def _share(text: str) -> float:
 def _search(args: argparse.Namespace) -> int:
     config = _resolve(args)
     prior = load_prior(config.search.prior)
+    budget = Budget.of(config)
+    budget.check_prior(prior)
     start = time.monotonic()
     data = load_split(config.data, args.data, "train")
     if data.skipped:
         print(f"{data.annotations}: {data.skipped} boxes without area left out")
     study = Study(args.study, _identity(config, prior), args.seed, data.hash)
     with study_lock(args.database, args.study):
-        episodes = _stored_episodes(args.database, study)
-        if sum(episode.state != State.RUNNING for episode in episodes) >= args.episodes:
-            _say_finished(args, episodes)
+        if _is_finished(args, study, budget, config):
             return 0
-        return _run(args, config, prior, data, study, start)
+        return _run(args, config, prior, budget, data, study, start)
 
 
-def _stored_episodes(database: str, study: Study) -> list[Episode]:
-    """What the study has so far. A database that is not there yet is made once the search can run, not before."""
-    path = sqlite_path(database)
+def _is_finished(args: argparse.Namespace, study: Study, budget: Budget, config: Config) -> bool:
+    """Whether there is nothing to do, which is then said. A database that is not there yet is made once the search can
+    run, not before."""
+    path = sqlite_path(args.database)
     if path is not None and not path.exists():
-        return []
-    store = Store(database)
+        return False
+    store = Store(args.database)
     study_id = store.check_study(study)
-    return [] if study_id is None else store.episodes(study_id)
+    episodes = [] if study_id is None else store.episodes(study_id)
+    if study_id is None or sum(episode.state != State.RUNNING for episode in episodes) < args.episodes:
+        return False
+    if not _confirmation(args, store, study_id, budget, config).is_finished:
+        return False
+    print(
+        f"study {args.study!r} has {len(episodes)} of {args.episodes} episodes: nothing to do; "
+        f"--episodes {2 * len(episodes)} extends it, --study NAME starts anew"
+    )
+    _say_found(args, store, study_id)
+    return True
+
+
+def _confirmation(
+    args: argparse.Namespace, store: Store, study_id: int, budget: Budget, config: Config
+) -> Confirmation:
+    """Of a search that has ended."""
+    episodes = store.episodes(study_id)
+    return Confirmation(
+        store,
+        study_id,
+        budget,
+        by_reward(episodes),
+        prior_episode(episodes),
+        runs=args.episodes // EPISODES_A_RUN if args.confirm is None else args.confirm,
+        seed=args.seed,
+        steps=config.proxy.trial.steps,
+    )
 
 
 def _resolve(args: argparse.Namespace) -> Config:
     config = load_config(args.config, Config)
-    given = {key: value for key in ("algorithm", "prior") if (value := getattr(args, key)) is not None}
+    keys = ("algorithm", "prior", "max_gflops", "max_params")
+    given = {key: value for key in keys if (value := getattr(args, key)) is not None}
     return config.model_copy(update={"search": config.search.model_copy(update=given)})
 
 
@@ -154,6 +169,7 @@ def _run(
     args: argparse.Namespace,
     config: Config,
     prior: Architecture | None,
+    budget: Budget,
     data: CocoData,
     study: Study,
     start: float,
@@ -171,20 +187,22 @@ def _run(
         print(f"prepared in {time.monotonic() - start:.0f} s", flush=True)
         with ray_session(cluster) as dashboard:
             print(f"dashboard: http://{dashboard} (it asks for a token: ray get-auth-token)", flush=True)
-            make = partial(make_controller, config.search, space, prior, args.seed)
+            make = partial(make_controller, config.search, space, prior, args.seed, budget)
             controller = RemoteController(args.study, make)
             store = Store(args.database)
+            study_id = store.open_study(study)
             schedule = Schedule(
                 store,
-                store.open_study(study),
+                study_id,
                 controller,
                 space,
                 prior,
+                budget,
                 episodes=args.episodes,
                 batch=config.search.batch,
                 lag=config.search.lag,
                 seed=args.seed,
-                budget=config.proxy.trial.steps,
+                steps=config.proxy.trial.steps,
             )
 
             def on_episodes(ended: list[Episode]) -> None:
@@ -195,15 +213,28 @@ def _run(
 
             on_episodes([])
             run(schedule, source, cluster, on_episodes)
-    if schedule.stopped is not None:
-        print(f"nas-search: stopped: {schedule.stopped}", file=sys.stderr)
+            stopped = schedule.stopped
+            if stopped is None:
+                confirmation = _confirmation(args, store, study_id, budget, config)
+                report = partial(_report_confirmation, progress, confirmation)
+                run(confirmation, source, cluster, report)
+                stopped = confirmation.stopped
+    if stopped is not None:
+        print(f"nas-search: stopped: {stopped}", file=sys.stderr)
         return FAILED
-    _say_found(args, list(schedule.episodes.values()))
+    _say_found(args, store, study_id)
     return 0
 
 
-def make_controller(search: SearchConfig, space: NasFpnSpace, prior: Architecture | None, seed: int) -> Controller:
-    """The controller that a configuration describes."""
+def _report_confirmation(progress: Progress, confirmation: Confirmation, _ended: list[Episode]) -> None:
+    left = len(confirmation.left)
+    progress(f"confirming the best graphs, {left} left", confirmation.settled, confirmation.total)
+
+
+def make_controller(
+    search: SearchConfig, space: NasFpnSpace, prior: Architecture | None, seed: int, budget: Budget | None = None
+) -> Controller:
+    """The controller that a configuration describes. Graphs that the budget does not allow are drawn again."""
     decisions = space.decisions(prior) if prior is not None else None
     proposer: Proposer
     if search.algorithm == "evolution":
@@ -220,7 +251,12 @@ def make_controller(search: SearchConfig, space: NasFpnSpace, prior: Architectur
             prior_distance=search.prior_distance,
             seed=seed,
         )
-    return Controller(proposer, batch=search.batch, lag=search.lag, seed=seed)
+    accepts = partial(_is_affordable, space, budget)
+    return Controller(proposer, batch=search.batch, lag=search.lag, seed=seed, accepts=accepts)
+
+
+def _is_affordable(space: NasFpnSpace, budget: Budget | None, decisions: Decisions) -> bool:
+    return budget is None or budget.allows(space.architecture(decisions))
 
 
 def _resources(args: argparse.Namespace) -> tuple[int, float]:
@@ -233,98 +269,26 @@ def _resources(args: argparse.Namespace) -> tuple[int, float]:
     return args.workers or max(1, default), per_trial
 
 
-def _by_reward(episodes: Sequence[Episode]) -> list[Episode]:
-    """The first episode of every rewarded graph, best first."""
-    owners = [episode for episode in episodes if episode.state == State.DONE]
-    return sorted(owners, key=lambda episode: (-(episode.reward or 0.0), episode.number))
-
-
-def _say_found(args: argparse.Namespace, episodes: list[Episode]) -> None:
-    ranked = _by_reward(episodes)
+def _say_found(args: argparse.Namespace, store: Store, study_id: int) -> None:
+    episodes = store.episodes(study_id)
+    ranked, prior = by_reward(episodes), prior_episode(episodes)
     failed = sum(episode.state == State.FAILED for episode in episodes)
     print(f"{len(episodes)} episodes, {len(ranked)} distinct graphs, {failed} failed")
-    if ranked:
-        best, first = ranked[0], episodes[0]
-        prior = f", the prior {first.reward:.4f}" if first.log_prob is None and first.reward is not None else ""
-        print(f"best: episode {best.number}, reward {best.reward:.4f}{prior}")
-        print(f"next: nas-export --best{_study_flags(args)}")
-
-
-def _say_finished(args: argparse.Namespace, episodes: list[Episode]) -> None:
-    print(
-        f"study {args.study!r} has {len(episodes)} of {args.episodes} episodes: nothing to do; "
-        f"--episodes {2 * len(episodes)} extends it, --study NAME starts anew"
-    )
-    _say_found(args, episodes)
+    if not ranked:
+        return
+    best = ranked[0]
+    against = f", the prior {prior.reward:.4f}" if prior is not None else ""
+    print(f"highest reward: episode {best.number}, {best.reward:.4f}{against}")
+    confirmed = verdicts(store, study_id, prior)
+    if confirmed:
+        winner = next(iter(confirmed.values()))
+        number = next(e.number for e in ranked if e.architecture_hash == winner.architecture_hash)
+        print(f"winner with new seeds: episode {number}, {winner}")
+        if prior is not None and prior.architecture_hash in confirmed:
+            print(f"the prior, the same: {confirmed[prior.architecture_hash]}")
+    print(f"next: nas-export --best{_study_flags(args)}")
 
 
 def _study_flags(args: argparse.Namespace) -> str:
     database = "" if args.database == "nas.db" else f" --database {shown(args.database)}"
     return database + ("" if args.study == "default" else f" --study {args.study}")
-
-
-def _export(args: argparse.Namespace) -> int:
-    store = Store(args.database, read_only=True)
-    study_id, study = store.find_study(args.study)
-    episodes = store.episodes(study_id)
-    chosen = [(path, episode, _found(store, study, episodes, episode)) for path, episode in _chosen(args, episodes)]
-    if args.picture is not None:
-        check_picture(args.picture)
-    for path, episode, graph in chosen:
-        if path is None:
-            print(json.dumps(graph.to_dict(), indent=2))
-        else:
-            write_json(path, graph.to_dict())
-            print(f"{path}: episode {episode.number}, reward {episode.reward:.4f}")
-        if args.show:
-            print(f"\n{text(graph, _prior_of(study))}\n", file=sys.stderr if path is None else sys.stdout)
-    if args.picture is not None:
-        _draw(args, study, chosen[0][1], chosen[0][2])
-    return 0
-
-
-def _prior_of(study: Study) -> Architecture | None:
-    """What the study started from."""
-    prior = study.config["search"]["prior"]
-    return None if prior is None else Architecture.from_dict(prior)
-
-
-def _draw(args: argparse.Namespace, study: Study, episode: Episode, graph: Architecture) -> None:
-    draw(graph, args.picture, _prior_of(study), f"{study.name}, episode {episode.number}: reward {episode.reward:.4f}")
-    print(f"{args.picture}: episode {episode.number} as a picture")
-
-
-def _chosen(args: argparse.Namespace, episodes: list[Episode]) -> list[tuple[Path | None, Episode]]:
-    """What to write where; path None is standard output."""
-    ranked = _by_reward(episodes)
-    path = None if args.output == "-" else Path(args.output)
-    if path is not None and (path.is_dir() or not path.name):
-        raise UserError(f"--output {args.output}: is a folder; give a file")
-    if args.episode is not None:
-        of_number = [episode for episode in episodes if episode.number == args.episode]
-        if not of_number:
-            raise UserError(f"study {args.study!r} has no episode {args.episode}; it has {len(episodes)}, from 0")
-        if of_number[0].reward is None:
-            raise UserError(f"episode {args.episode} of study {args.study!r} has no reward: it is {of_number[0].state}")
-        return [(path, of_number[0])]
-    if not ranked:
-        raise UserError(f"study {args.study!r} has no episode with a reward yet")
-    if args.best:
-        return [(path, ranked[0])]
-    if path is None:
-        return [(None, episode) for episode in ranked[: args.top]]
-    return [(path.with_stem(f"{path.stem}-{rank}"), episode) for rank, episode in enumerate(ranked[: args.top], 1)]
-
-
-def _found(store: Store, study: Study, episodes: list[Episode], episode: Episode) -> Architecture:
-    graph = store.architecture(episode.architecture_hash)
-    first = episodes[0]
-    sections = {key: study.config[key] for key in ("data", "detector", "training")}
-    found = {
-        "study": study.name,
-        "episode": episode.number,
-        "reward": episode.reward,
-        "prior_reward": first.reward if first.log_prob is None else None,
-        "config": sections,
-    }
-    return Architecture(graph.cells, graph.repeats, graph.attention, found)

@@ -8,7 +8,7 @@ from detector.config import DetectorConfig, DetectorSections, OptimizationConfig
 
 
 class SearchConfig(Section):
-    """Who proposes, and how it learns."""
+    """Who proposes, how it learns, and what graphs may cost (nas/budget.py)."""
 
     algorithm: Literal["reinforce", "random", "evolution"] = "reinforce"
     prior: str = "nas-fpn"  # a known graph's name, a best.json, or none
@@ -21,6 +21,9 @@ class SearchConfig(Section):
     baseline_decay: PositiveFloat = Field(default=0.7, lt=1)  # of the moving mean over batches
     population: PositiveInt = 50  # of evolution
     tournament: PositiveInt = 10
+    max_gflops: PositiveFloat | None = None  # billions of multiply-adds of the pyramid, at the final test size
+    max_params: PositiveInt | None = None  # of the pyramid
+    target_gflops: PositiveFloat | None = None  # rewards are AP * (gflops / target) ** -0.07
 
 
 class ProxyConfig(Section):

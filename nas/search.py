@@ -21,7 +21,7 @@ from detector.architecture import Architecture
 from detector.command import TERMINATED, exit_on_sigterm
 from detector.errors import UserError
 from nas.store import Cause, Episode, Outcome
-from nas.study import Schedule
+from nas.study import Plan
 from nas.trial import ProxySource, evaluate
 
 log = logging.getLogger(__name__)
@@ -100,28 +100,29 @@ class Trial(tune.Trainable):  # type: ignore[misc]  # Ray ships without types
         self.reset_config(config)
 
     def reset_config(self, config: dict[str, Any]) -> bool:
-        self.episode, self.graph, self.evaluation_seed = config["episode"], config["graph"], config["seed"]
+        self.config = config
         return True
 
     def step(self) -> dict[str, Any]:
+        graph, seed = Architecture.from_dict(self.config["graph"]), self.config["seed"]
         try:
-            outcome = evaluate(self.source, Architecture.from_dict(self.graph), self.evaluation_seed)
+            outcome = evaluate(self.source, graph, seed, is_timed=self.config["is_timed"])
         except UserError as error:
             return {"mistake": str(error), "reward": None, "done": True}
         end = outcome.cause or f"AP {outcome.ap:.4f}"
-        print(f"episode {self.episode}: {end} in {outcome.seconds:.1f} s", flush=True)  # the worker's log
+        print(f"episode {self.config['episode']}: {end} in {outcome.seconds:.1f} s", flush=True)  # the worker's log
         return {"outcome": tuple(outcome), "reward": outcome.ap, "done": True}  # Tune would flatten a dict
 
 
-class ScheduleSearcher(Searcher):  # type: ignore[misc]
-    """Tune's view of a schedule: jobs out, outcomes in.
+class PlanSearcher(Searcher):  # type: ignore[misc]
+    """Tune's view of a plan: jobs out, outcomes in.
 
     Tune would take an error of ours for one of the trial's and go on, so the first one is kept and ends the search.
     """
 
-    def __init__(self, schedule: Schedule, on_episodes: OnEpisodes) -> None:
+    def __init__(self, plan: Plan, on_episodes: OnEpisodes) -> None:
         super().__init__(metric="reward", mode="max")
-        self.schedule = schedule
+        self.plan = plan
         self.on_episodes = on_episodes
         self.evaluation_of: dict[str, int] = {}
         self.error: Exception | None = None
@@ -144,14 +145,15 @@ class ScheduleSearcher(Searcher):  # type: ignore[misc]
                 self.error = problem
 
     def _suggest(self, trial_id: str) -> Any:
-        before = self.schedule.settled
-        job = self.schedule.next()
-        if self.schedule.settled > before:
+        before = self.plan.settled
+        job = self.plan.next()
+        if self.plan.settled > before:
             self.on_episodes([])  # episodes that reuse a reward
         if job is None:
-            return Searcher.FINISHED if self.schedule.is_finished else None
+            return Searcher.FINISHED if self.plan.is_finished else None
         self.evaluation_of[trial_id] = job.evaluation_id
-        return {"episode": job.episode, "graph": job.architecture.to_dict(), "seed": self.schedule.seed}
+        graph = job.architecture.to_dict()
+        return {"episode": job.episode, "graph": graph, "seed": job.seed, "is_timed": job.is_timed}
 
     def _finish(self, evaluation_id: int, result: dict[str, Any] | None) -> None:
         if result is None:
@@ -161,12 +163,11 @@ class ScheduleSearcher(Searcher):  # type: ignore[misc]
         else:
             outcome = Outcome(*result["outcome"])
             outcome = outcome._replace(cause=Cause(outcome.cause) if outcome.cause else None)
-        settled = self.schedule.finish(evaluation_id, outcome)
-        if outcome.cause and settled:
-            log.warning("an evaluation failed: %s\n%s", outcome.cause, outcome.detail)
+        if outcome.cause == Cause.LOST:
+            log.warning("a worker died; its graph is tried again, unless that happens too often")
         elif outcome.cause:
-            log.warning("a worker died; its graph is tried again")
-        self.on_episodes(settled)
+            log.warning("an evaluation failed: %s\n%s", outcome.cause, outcome.detail)
+        self.on_episodes(self.plan.finish(evaluation_id, outcome))
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its search algorithm to restore it; here the store remembers, so there is nothing to keep."""
@@ -225,11 +226,11 @@ def _check_address(address: str | None) -> None:
         raise UserError(f"--address {address}: no Ray cluster can be joined there ({error})") from error
 
 
-def run(schedule: Schedule, source: ProxySource, cluster: Cluster, on_episodes: OnEpisodes) -> None:
-    """Run a schedule until it is finished or gives up (see schedule.stopped). Ray must be up."""
+def run(plan: Plan, source: ProxySource, cluster: Cluster, on_episodes: OnEpisodes) -> None:
+    """Run a plan until it is finished or gives up (see plan.stopped). Ray must be up."""
     resources = {"cpu": 1, "gpu": cluster.gpus_per_trial}
     trainable = tune.with_resources(tune.with_parameters(Trial, source=source), resources)
-    searcher = ScheduleSearcher(schedule, on_episodes)
+    searcher = PlanSearcher(plan, on_episodes)
     if not cluster.verbose:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the searcher says what failed
     with tempfile.TemporaryDirectory(prefix="nas-tune-") as scratch:
@@ -256,4 +257,4 @@ def run(schedule: Schedule, source: ProxySource, cluster: Cluster, on_episodes: 
 
 
 def _name(trial: Any) -> str:
-    return f"episode-{trial.config['episode']}"
+    return f"episode-{trial.config['episode']}-seed-{trial.config['seed']}"

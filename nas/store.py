@@ -27,13 +27,14 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchModuleError, SQLAlchemyError
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from controller.proposer import ProposerState
 from detector.architecture import Architecture
+from detector.cost import Cost
 from detector.errors import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_TIMEOUT_S = 30.0
 CREATE_ATTEMPTS = 10
 
@@ -84,12 +85,10 @@ class ArchitectureRow(Base):
 
     hash: Mapped[str] = mapped_column(primary_key=True)
     graph: Mapped[dict[str, Any]] = mapped_column(JSON)
-    gflops: Mapped[float | None]
-    params: Mapped[int | None]
 
 
 class EvaluationRow(Base):
-    """One measurement of one graph. purpose says for what: `search` rewards, or a study's own re-runs."""
+    """One measurement of one graph. Costs are on the study's own maps, so they are kept here and not with the graph."""
 
     __tablename__ = "evaluation"
     __table_args__ = (UniqueConstraint("study_id", "architecture_hash", "purpose", "seed", "budget"),)
@@ -100,10 +99,14 @@ class EvaluationRow(Base):
     purpose: Mapped[str]
     seed: Mapped[int]
     budget: Mapped[int]  # training steps
+    gflops: Mapped[float]
+    params: Mapped[int]
+    factor: Mapped[float]  # a reward is AP times this
     state: Mapped[str]
     cause: Mapped[str | None]
     ap: Mapped[float | None]
     seconds: Mapped[float | None]
+    latency_ms: Mapped[float | None]  # of the pyramid, one image; measured where graphs are confirmed
     worker: Mapped[str | None]
     attempts: Mapped[int] = mapped_column(default=1)
     detail: Mapped[str | None]  # of a failure: what was raised, and where
@@ -175,6 +178,35 @@ class Episode(NamedTuple):
     reward: float | None
 
 
+class Purpose(StrEnum):
+    """What an evaluation is for."""
+
+    SEARCH = "search"  # the reward of an episode
+    CONFIRM = "confirm"  # a new seed for one of the best graphs
+
+
+class Measurement(NamedTuple):
+    """What is measured of a graph: a study knows its evaluations by graph and this."""
+
+    purpose: Purpose
+    seed: int
+    budget: int  # training steps
+
+
+class Evaluation(NamedTuple):
+    """An evaluation as stored. ap and reward (AP priced by cost) are None while it runs and after it failed."""
+
+    id: int
+    architecture_hash: str
+    measurement: Measurement
+    cost: Cost
+    reward: float | None
+    state: State
+    cause: Cause | None
+    ap: float | None
+    latency_ms: float | None
+
+
 class Outcome(NamedTuple):
     """How an evaluation ended: an AP, or a cause."""
 
@@ -184,6 +216,7 @@ class Outcome(NamedTuple):
     worker: str | None = None
     attempts: int = 1
     detail: str | None = None
+    latency_ms: float | None = None
 
 
 class Store:
@@ -309,33 +342,15 @@ class Store:
         decisions: Sequence[int],
         log_prob: float | None,
         policy_version: int,
-        seed: int,
-        budget: int,
+        measurement: Measurement,
+        cost: Cost,
+        factor: float = 1.0,
     ) -> Episode:
         """Record a proposal. A graph that an earlier episode owns shares its evaluation, and its end if it ended."""
         graph_hash = architecture.hash
         self._add_architecture(graph_hash, architecture)
         with self._begin() as session:
-            evaluation = session.scalar(
-                select(EvaluationRow).where(
-                    EvaluationRow.study_id == study_id,
-                    EvaluationRow.architecture_hash == graph_hash,
-                    EvaluationRow.purpose == "search",
-                    EvaluationRow.seed == seed,
-                    EvaluationRow.budget == budget,
-                )
-            )
-            if evaluation is None:
-                evaluation = EvaluationRow(
-                    study_id=study_id,
-                    architecture_hash=graph_hash,
-                    purpose="search",
-                    seed=seed,
-                    budget=budget,
-                    state=State.RUNNING,
-                )
-                session.add(evaluation)
-                session.flush()
+            evaluation = self._evaluation(session, study_id, graph_hash, measurement, cost, factor)
             is_done = evaluation.state == State.DONE
             row = EpisodeRow(
                 study_id=study_id,
@@ -347,15 +362,41 @@ class Store:
                 policy_version=policy_version,
                 state=State.REUSED if is_done else evaluation.state,
                 cause=evaluation.cause,
-                reward=evaluation.ap if is_done else None,
+                reward=_reward(evaluation.ap, evaluation.factor),
             )
             session.add(row)
             session.flush()
             return _episode(row)
 
+    def start_evaluation(
+        self, study_id: int, graph_hash: str, measurement: Measurement, cost: Cost, factor: float
+    ) -> Evaluation:
+        """The evaluation of a known graph, running if it is new."""
+        with self._begin() as session:
+            return _as_evaluation(self._evaluation(session, study_id, graph_hash, measurement, cost, factor))
+
+    def evaluations(self, study_id: int, purpose: Purpose) -> list[Evaluation]:
+        """In the order in which they were started."""
+        of_purpose = EvaluationRow.study_id == study_id, EvaluationRow.purpose == purpose
+        with self._begin() as session:
+            rows = session.scalars(select(EvaluationRow).where(*of_purpose).order_by(EvaluationRow.id))
+            return [_as_evaluation(row) for row in rows]
+
+    @staticmethod
+    def _evaluation(
+        session: Session, study_id: int, graph_hash: str, measurement: Measurement, cost: Cost, factor: float
+    ) -> EvaluationRow:
+        known = {"study_id": study_id, "architecture_hash": graph_hash, **measurement._asdict()}
+        row = session.scalar(select(EvaluationRow).filter_by(**known))
+        if row is None:
+            row = EvaluationRow(**known, **cost._asdict(), factor=factor, state=State.RUNNING)
+            session.add(row)
+            session.flush()
+        return row
+
     def _add_architecture(self, graph_hash: str, architecture: Architecture) -> None:
         """Graphs are shared by all studies; another search may add the same one at the same time."""
-        row = ArchitectureRow(hash=graph_hash, graph=architecture.canonical().to_dict(), gflops=None, params=None)
+        row = ArchitectureRow(hash=graph_hash, graph=architecture.canonical().to_dict())
         with contextlib.suppress(IntegrityError), self._begin() as session:
             if session.get(ArchitectureRow, graph_hash) is None:
                 session.add(row)
@@ -370,7 +411,7 @@ class Store:
             update(EvaluationRow)
             .where(EvaluationRow.id == evaluation_id, EvaluationRow.state == State.RUNNING)
             .values(state=state, **outcome._asdict())
-            .returning(EvaluationRow.id)
+            .returning(EvaluationRow.factor)
         )
         waiting = (
             select(EpisodeRow)
@@ -378,12 +419,13 @@ class Store:
             .order_by(EpisodeRow.number)
         )
         with self._begin() as session:
-            if session.scalar(finished) is None:
+            factor = session.scalar(finished)
+            if factor is None:
                 raise RuntimeError(f"evaluation {evaluation_id} is not running")
             rows = session.scalars(waiting).all()
             for place, row in enumerate(rows):
                 row.state = State.REUSED if place and state == State.DONE else state
-                row.cause, row.reward = outcome.cause, outcome.ap
+                row.cause, row.reward = outcome.cause, _reward(outcome.ap, factor)
             session.flush()
             return [_episode(row) for row in rows]
 
@@ -404,6 +446,24 @@ class Store:
                 )
                 for row in session.scalars(query.order_by(PolicyRow.version))
             }
+
+
+def _reward(ap: float | None, factor: float) -> float | None:
+    return None if ap is None else ap * factor
+
+
+def _as_evaluation(row: EvaluationRow) -> Evaluation:
+    return Evaluation(
+        row.id,
+        row.architecture_hash,
+        Measurement(Purpose(row.purpose), row.seed, row.budget),
+        Cost(row.gflops, row.params),
+        _reward(row.ap, row.factor),
+        State(row.state),
+        Cause(row.cause) if row.cause else None,
+        row.ap,
+        row.latency_ms,
+    )
 
 
 def _episode(row: EpisodeRow) -> Episode:

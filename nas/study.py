@@ -8,8 +8,9 @@ from controller.controller import version_of, versions_kept
 from controller.policy import Proposal
 from controller.proposer import ProposerState, Rewarded
 from detector.architecture import Architecture
+from nas.budget import Budget
 from nas.space import NasFpnSpace
-from nas.store import Cause, Episode, Outcome, State, Store
+from nas.store import Cause, Episode, Measurement, Outcome, Purpose, State, Store
 
 MAX_FAILURES = 5  # evaluations that fail one after the other before a search gives up
 MAX_ATTEMPTS = 3  # of an evaluation whose worker dies
@@ -25,12 +26,30 @@ class Proposes(Protocol):
     def restore(self, states: Mapping[int, ProposerState]) -> None: ...
 
 
+class Plan(Protocol):
+    """What is to be trained, job by job: a Schedule or a Confirmation."""
+
+    stopped: str | None
+
+    @property
+    def settled(self) -> int: ...
+
+    @property
+    def is_finished(self) -> bool: ...
+
+    def next(self) -> "Job | None": ...
+
+    def finish(self, evaluation_id: int, outcome: Outcome) -> list[Episode]: ...
+
+
 class Job(NamedTuple):
     """A graph to evaluate, for the episode that owns it."""
 
     episode: int
     evaluation_id: int
     architecture: Architecture
+    seed: int
+    is_timed: bool = False  # whether the pyramid's latency is measured, too
 
 
 class Schedule:
@@ -47,12 +66,13 @@ class Schedule:
         controller: Proposes,
         space: NasFpnSpace,
         prior: Architecture | None,
+        budget: Budget,
         *,
         episodes: int,
         batch: int,
         lag: int,
         seed: int,
-        budget: int,
+        steps: int,
     ) -> None:
         self.store = store
         self.study_id = study_id
@@ -62,8 +82,8 @@ class Schedule:
         self.total = episodes
         self.batch = batch
         self.lag = lag
-        self.seed = seed
         self.budget = budget
+        self.measurement = Measurement(Purpose.SEARCH, seed, steps)
         self.stopped: str | None = None  # why the search gave up
         self.episodes = {episode.number: episode for episode in store.episodes(study_id)}
         self._failures = 0
@@ -94,11 +114,11 @@ class Schedule:
         """The next graph to train. None if there is none yet (a batch must end first), or no more at all."""
         if self.stopped is not None:
             return None
-        if self._again:
+        while self._again:
             episode = self._again.popleft()
-            self._attempts[episode.evaluation_id] += 1
-            return Job(episode.number, episode.evaluation_id, self.store.architecture(episode.architecture_hash))
-        while len(self.episodes) < self.total:
+            if job := self._job(episode, self.store.architecture(episode.architecture_hash)):
+                return job
+        while self.stopped is None and len(self.episodes) < self.total:
             number = len(self.episodes)
             if version_of(number, self.batch, self.lag) > self.version:
                 return None
@@ -106,9 +126,18 @@ class Schedule:
             self.episodes[number] = episode
             if episode.state == State.RUNNING and episode.evaluation_id not in self._dispatched:
                 self._dispatched.add(episode.evaluation_id)
-                self._attempts[episode.evaluation_id] += 1
-                return Job(number, episode.evaluation_id, architecture)
+                if job := self._job(episode, architecture):
+                    return job
             self._advance()
+        return None
+
+    def _job(self, episode: Episode, architecture: Architecture) -> Job | None:
+        """What is to be trained; None for a graph over the budget, which fails without."""
+        self._attempts[episode.evaluation_id] += 1
+        excess = self.budget.excess(architecture)
+        if excess is None:
+            return Job(episode.number, episode.evaluation_id, architecture, self.measurement.seed)
+        self.finish(episode.evaluation_id, Outcome(None, Cause.INVALID, detail=excess))
         return None
 
     def finish(self, evaluation_id: int, outcome: Outcome) -> list[Episode]:
@@ -138,7 +167,15 @@ class Schedule:
         architecture = self.space.architecture(proposal.decisions).canonical()
         version = version_of(number, self.batch, self.lag)
         episode = self.store.start_episode(
-            self.study_id, number, architecture, proposal.decisions, log_prob, version, self.seed, self.budget
+            self.study_id,
+            number,
+            architecture,
+            proposal.decisions,
+            log_prob,
+            version,
+            self.measurement,
+            self.budget.cost(architecture),
+            self.budget.factor(architecture),
         )
         return episode, architecture
 

@@ -13,7 +13,10 @@ import torch
 
 from detector.architecture import Architecture
 from detector.coco import load_split
+from detector.cost import latency_ms
 from detector.errors import NonFiniteLossError, UserError
+from detector.nas_fpn import NasFpn
+from nas.budget import Budget
 from nas.config import Config
 from nas.proxy import Proxy, choose_device, load_proxy
 from nas.store import Cause, Outcome
@@ -42,6 +45,13 @@ class ProxySource:
             raise UserError(f"{data.annotations}: is not the data that the study began with; put that back")
         return load_proxy(config, data, prior, choose_device(), lambda what, step, steps: None)
 
+    def latency_ms(self, architecture: Architecture) -> float:
+        """Of the graph's pyramid, for one image at the final detector's size, on this worker."""
+        config = Config.model_validate_json(self.config_json)
+        budget, detector = Budget.of(config), config.detector
+        pyramid = NasFpn(architecture.canonical(), detector.channels, detector.pyramid_norm)
+        return latency_ms(pyramid, detector.channels, budget.level_sizes, choose_device())
+
 
 @functools.lru_cache(maxsize=1)
 def _loaded(source: ProxySource) -> Proxy:
@@ -49,8 +59,8 @@ def _loaded(source: ProxySource) -> Proxy:
     return source.load()
 
 
-def evaluate(source: ProxySource, architecture: Architecture, seed: int) -> Outcome:
-    """Train and judge a graph. A failure is an outcome with its cause.
+def evaluate(source: ProxySource, architecture: Architecture, seed: int, *, is_timed: bool = False) -> Outcome:
+    """Train and judge a graph. A failure is an outcome with its cause. is_timed: measure the pyramid's latency, too.
 
     Raises UserError for a mistake that would fail every graph (it is no graph's fault), and torch.AcceleratorError
     when the device is in a state that only a new process can mend. The time is that of the trial, loading aside.
@@ -61,11 +71,13 @@ def evaluate(source: ProxySource, architecture: Architecture, seed: int) -> Outc
         proxy = _loaded(source)
         start = time.monotonic()
         ap = proxy.evaluate(architecture, seed)
+        seconds = time.monotonic() - start
+        latency = source.latency_ms(architecture) if is_timed else None
     except (UserError, torch.AcceleratorError):
         raise
     except Exception as error:
         return Outcome(None, cause_of(error), time.monotonic() - start, worker, detail=traceback.format_exc())
-    return Outcome(ap, None, time.monotonic() - start, worker)
+    return Outcome(ap, None, seconds, worker, latency_ms=latency)
 
 
 def cause_of(error: Exception) -> Cause:

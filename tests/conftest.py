@@ -33,6 +33,12 @@ def _seeded() -> None:
 
 
 @pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
 def random_graphs() -> Callable[[int], list[Architecture]]:
     """n random graphs of the published space."""
 

@@ -55,3 +55,17 @@ def test_restored_versions_propose_and_learn_the_same(lag: int) -> None:
     episodes = range(4 * 4, 4 * 4 + 4)
     assert [second.propose(e) for e in episodes] == [first.propose(e) for e in episodes]
     assert second.update(batches(5)[4]) == first.update(batches(5)[4])
+
+
+def test_proposals_that_are_not_acceptable_are_drawn_again_from_the_same_stream() -> None:
+    free, picky = controller(), controller()
+    picky.accepts = lambda decisions: decisions[0] == 2
+    for episode in range(8):
+        first, accepted = free.propose(episode), picky.propose(episode)
+        assert accepted.decisions[0] == 2
+        assert picky.propose(episode) == accepted
+        if first.decisions[0] == 2:
+            assert accepted == first
+    hopeless = controller()
+    hopeless.accepts = lambda decisions: False
+    assert hopeless.propose(0).decisions in SmallSpace().sequences()

@@ -41,7 +41,7 @@ def test_evaluation_repeats_what_training_measured(here: Path, trained: Path, ca
     }
     shown = capsys.readouterr().out
     assert "medium" in shown
-    assert "flat-waves-plus" in shown
+    assert "flat-waves-warm" in shown
     with Image.open(here / "runs" / "eval" / "precision_recall.png") as picture:
         assert picture.size[0] > 400
     detections = json.loads((here / "runs" / "eval" / "detections.json").read_text())
@@ -125,7 +125,7 @@ def test_detect_draws_every_picture_and_writes_coco_form(here: Path, trained: Pa
     [
         (eval_final, ["--weights", "absent.pt"], "absent.pt: no such file"),
         (eval_final, ["--weights", "noise.pt"], "noise.pt: cannot be loaded as weights"),
-        (eval_final, ["--weights", "a.pt", "--split", "tiny_val"], "its 8 classes (flat-waves-plus, "),
+        (eval_final, ["--weights", "a.pt", "--split", "tiny_val"], "its 8 classes (flat-waves-warm, "),
         (eval_final, ["--weights", "a.pt", "--split", "moon"], "no annotations of split 'moon'"),
         (eval_final, ["--weights", "a.pt", "--scales", "0"], "--scales: 0 given"),
         (eval_final, ["--weights", "a.pt", "--nms", "hardest"], "invalid choice: 'hardest'"),

@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 
-from detector.coco import load_split
 from detector.config import DetectorSections, load_config
 from experiments import ablation
 
@@ -39,15 +38,6 @@ def test_the_table_states_differences_of_the_same_seed(capsys: pytest.CaptureFix
     assert "| test: cascade shared | 0.3000 | -0.1000 | 0.1000 |" in lines
     assert f"| {ablation.BASELINE} | 0.4000 |  |  |" in lines
     assert f"| {ablation.TRANSFER} | 0.5200 | +0.1000 | 0.0000 |" in lines
-
-
-def test_classes_differ_in_stripes_and_ground_only() -> None:
-    smoke = load_config("smoke", DetectorSections)
-    merged, whole = ablation.load(smoke, "train"), load_split(smoke.data, None, "train")
-    assert merged.category_names == ("flat-waves", "upright-waves", "flat-spots", "upright-spots")
-    for ours, theirs in zip(merged.labels, whole.labels, strict=True):
-        assert whole.category_names[theirs].startswith(merged.category_names[ours])
-    assert ablation.load(smoke, "tiny").num_classes == 2
 
 
 def test_runs_are_written_and_later_ones_start_from_the_weights_of_earlier_ones(tmp_path, monkeypatch) -> None:

@@ -7,11 +7,13 @@ import random
 
 from controller.controller import Controller
 from detector.architecture import PRIORS
+from detector.cost import Cost
+from nas.budget import Budget
 from nas.cli import make_controller
 from nas.config import SearchConfig
 from nas.space import space_around
-from nas.store import Cause, Outcome, Store, Study
-from nas.study import Job, Schedule
+from nas.store import Cause, Measurement, Outcome, Purpose, Store, Study
+from nas.study import Job, Plan, Schedule
 
 PRIOR = PRIORS["nas-fpn"]
 SPACE = space_around(PRIOR)
@@ -40,7 +42,14 @@ def controller(algorithm: str = "reinforce") -> Controller:
     return copy.deepcopy(_fitted(algorithm))
 
 
-def schedule(store: Store, episodes: int, algorithm: str = "reinforce", name: str = "default") -> Schedule:
+BUDGET = Budget((64, 64), 4, 8)
+MEASUREMENT = Measurement(Purpose.SEARCH, 0, 3)
+COST = Cost(0.5, 1000)
+
+
+def schedule(
+    store: Store, episodes: int, algorithm: str = "reinforce", name: str = "default", budget: Budget = BUDGET
+) -> Schedule:
     study_id = store.open_study(Study(name, {"search": SEARCH.model_dump(mode="json")}, 0, "data"))
     return Schedule(
         store,
@@ -48,15 +57,16 @@ def schedule(store: Store, episodes: int, algorithm: str = "reinforce", name: st
         controller(algorithm),
         SPACE,
         PRIOR,
+        budget,
         episodes=episodes,
         batch=SEARCH.batch,
         lag=SEARCH.lag,
         seed=0,
-        budget=3,
+        steps=3,
     )
 
 
-def run(plan: Schedule, workers: int, order_seed: int = 0, failing: float = 0.0, stop_after: int | None = None) -> None:
+def run(plan: Plan, workers: int, order_seed: int = 0, failing: float = 0.0, stop_after: int | None = None) -> None:
     """Up to `workers` jobs at a time, ended in random order; stop_after ends abruptly, as a crash would."""
     order, running, ended = random.Random(order_seed), [], 0
     while True:
@@ -70,3 +80,11 @@ def run(plan: Schedule, workers: int, order_seed: int = 0, failing: float = 0.0,
         ended += 1
         if ended == stop_after:
             return
+
+
+def refused(capsys, status: int) -> str:
+    """The one line of a refusal."""
+    captured = capsys.readouterr()
+    assert status == 2
+    assert captured.err.count("\n") == 1
+    return captured.err

@@ -1,29 +1,15 @@
-"""nas-search and nas-export without Ray: everything that happens before a trial, and exports."""
+"""nas-search without Ray: everything that happens before a trial."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from detector.architecture import PRIORS, Architecture
-from nas.cli import export, search
+from detector.architecture import PRIORS
+from nas.cli import search
 from nas.lock import study_lock
-from nas.store import Outcome, Store, Study
-from tests.nas.fakes import SPACE, run
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def refused(capsys, status: int) -> str:
-    """The one line of a refusal."""
-    captured = capsys.readouterr()
-    assert status == 2
-    assert captured.err.count("\n") == 1
-    return captured.err
+from nas.store import Store, Study
+from tests.nas.fakes import BUDGET, SPACE, refused, run
 
 
 @pytest.mark.parametrize(
@@ -71,71 +57,6 @@ def test_a_running_study_is_refused_with_its_holder(here: Path, capsys) -> None:
         assert "is being searched by process" in refused(capsys, search(["--config", "smoke"]))
 
 
-@pytest.fixture
-def exported(here: Path) -> Store:
-    """A study as nas-search leaves it, with made-up rewards."""
-    from detector.config import load_config
-    from nas.cli import _identity
-    from nas.config import Config
-
-    store = Store("nas.db")
-    config = _identity(load_config("smoke", Config), PRIORS["nas-fpn"])
-    study_id = store.open_study(Study("default", config, 0, "data"))
-    for number, (name, reward) in enumerate((("nas-fpn", 0.3), ("fpn", 0.5))):
-        graph = PRIORS[name]
-        decisions, log_prob = SPACE.decisions(graph), None if number == 0 else -1.0
-        episode = store.start_episode(study_id, number, graph, decisions, log_prob, 0, seed=0, budget=3)
-        store.finish_evaluation(episode.evaluation_id, Outcome(reward))
-    return store
-
-
-def test_best_is_exported_with_where_it_was_found(here: Path, exported: Store) -> None:
-    assert export(["--best"]) == 0
-    graph = Architecture.load(here / "best.json")
-    assert graph.hash == PRIORS["fpn"].hash
-    found = graph.found
-    assert (found["study"], found["episode"], found["reward"], found["prior_reward"]) == ("default", 1, 0.5, 0.3)
-    assert set(found["config"]) == {"data", "detector", "training"}
-
-
-def test_top_and_episode_and_standard_output(here: Path, exported: Store, capsys) -> None:
-    assert export(["--top", "5", "--output", "g.json"]) == 0
-    assert sorted(path.name for path in here.glob("g*.json")) == ["g-1.json", "g-2.json"]
-    assert Architecture.load(here / "g-1.json").found["episode"] == 1
-    capsys.readouterr()
-    assert export(["--episode", "0", "--output", "-"]) == 0
-    assert Architecture.from_dict(json.loads(capsys.readouterr().out)).hash == PRIORS["nas-fpn"].hash
-
-
-def test_a_graph_is_shown_and_drawn(here: Path, exported: Store, capsys) -> None:
-    assert export(["--best", "--show", "--picture", "best.svg"]) == 0
-    shown = capsys.readouterr().out
-    assert "+ sum, A attention, [ ] output" in shown
-    assert "best.svg: episode 1 as a picture" in shown
-    assert "<svg" in (here / "best.svg").read_text()
-    assert export(["--episode", "0", "--output", "-", "--show"]) == 0
-    captured = capsys.readouterr()
-    assert Architecture.from_dict(json.loads(captured.out)).hash == PRIORS["nas-fpn"].hash
-    assert "[A]" in captured.err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--best", "--database", "absent.db"], "absent.db: no such file"),
-        (["--best", "--study", "x"], "has no study 'x'; it holds default"),
-        (["--episode", "9"], "has no episode 9; it has 2, from 0"),
-        ([], "one of the arguments --best --top --episode is required"),
-        (["--best", "--output", "nas.db/best.json"], "cannot be written"),
-        (["--best", "--output", "."], "is a folder; give a file"),
-        (["--top", "2", "--output", "."], "is a folder; give a file"),
-        (["--best", "--picture", "graph.pdf"], "graph.pdf: give a name that ends in .svg or .png"),
-    ],
-)
-def test_export_mistakes(here: Path, exported: Store, capsys, arguments: list[str], message: str) -> None:
-    assert message in refused(capsys, export(arguments))
-
-
 def test_a_finished_study_says_what_to_do(here: Path, capsys, monkeypatch) -> None:
     from detector.coco import load_split
     from detector.config import load_config
@@ -161,7 +82,7 @@ def schedule_of(store: Store):
     from nas.study import Schedule
     from tests.nas.fakes import PRIOR, controller
 
-    return Schedule(store, 1, controller(), SPACE, PRIOR, episodes=12, batch=4, lag=1, seed=0, budget=3)
+    return Schedule(store, 1, controller(), SPACE, PRIOR, BUDGET, episodes=12, batch=4, lag=1, seed=0, steps=3)
 
 
 def test_gpus_that_are_not_there_are_refused(here: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,20 +114,6 @@ def test_a_search_refused_while_it_prepares_leaves_nothing(here: Path, capsys) -
 def test_a_folder_that_cannot_be_written_is_refused_before_the_preparation(capsys) -> None:
     database = "/proc/nas.db"  # no user can write there, not even root
     assert f"--database {database}: " in refused(capsys, search(["--config", "smoke", "--database", database]))
-
-
-def test_a_database_that_is_damaged_underway_is_one_line(here: Path, exported: Store, capsys) -> None:
-    exported.close()
-    content = bytearray((here / "nas.db").read_bytes())
-    content[4096:] = b"\xff" * (len(content) - 4096)
-    for leftover in here.glob("nas.db-*"):
-        leftover.unlink()
-    (here / "nas.db").write_bytes(content)
-    status = export(["--best"])
-    captured = capsys.readouterr().err
-    assert status in (1, 2)
-    assert captured.count("\n") == 1
-    assert "nas.db" in captured
 
 
 def test_weights_files_are_named_by_their_content(here: Path) -> None:

@@ -20,7 +20,15 @@ from nas.config import Config
 
 pytestmark = pytest.mark.ray
 
-SEARCH = [sys.executable, "-c", "import sys; from nas.cli import search; sys.exit(search())", "--config", "smoke"]
+SEARCH = [
+    sys.executable,
+    "-c",
+    "import sys; from nas.cli import search; sys.exit(search())",
+    "--config",
+    "smoke",
+    "--confirm",
+    "0",
+]
 
 
 def table(folder: Path) -> list[tuple]:
@@ -63,8 +71,9 @@ def finish(process: subprocess.Popen, folder: Path) -> str:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> list[tuple]:
     """The table of an uninterrupted search with one worker."""
     folder = tmp_path_factory.mktemp("whole")
-    log = finish(start(folder, "--episodes", "14", "--workers", "1"), folder)
+    log = finish(start(folder, "--episodes", "14", "--workers", "1", "--confirm", "8"), folder)
     assert "dashboard: http://127.0.0.1:" in log
+    assert "winner with new seeds: episode" in log
     return table(folder)
 
 

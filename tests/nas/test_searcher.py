@@ -9,21 +9,21 @@ pytest.importorskip("ray.tune")
 from ray.tune.search import Searcher
 
 from detector.errors import UserError
-from nas.search import ScheduleSearcher
+from nas.search import PlanSearcher
 from nas.store import Cause, Outcome, State, Store
 from tests.nas.fakes import schedule
 
 
 @pytest.fixture
-def searcher(tmp_path: Path) -> ScheduleSearcher:
-    return ScheduleSearcher(schedule(Store(str(tmp_path / "s.db")), 12), lambda episodes: None)
+def searcher(tmp_path: Path) -> PlanSearcher:
+    return PlanSearcher(schedule(Store(str(tmp_path / "s.db")), 12), lambda episodes: None)
 
 
 def done(ap: float) -> dict:
     return {"outcome": tuple(Outcome(ap, None, 0.1, "here"))}
 
 
-def test_proposes_until_a_batch_must_end_then_finishes(searcher: ScheduleSearcher) -> None:
+def test_proposes_until_a_batch_must_end_then_finishes(searcher: PlanSearcher) -> None:
     waiting, number = [], 0
     while isinstance(searcher.suggest(f"t{number}"), dict):
         waiting.append(f"t{number}")
@@ -35,44 +35,44 @@ def test_proposes_until_a_batch_must_end_then_finishes(searcher: ScheduleSearche
             waiting.append(f"t{number}")
             number += 1
     assert searcher.suggest("x") == Searcher.FINISHED
-    assert [e.state for e in searcher.schedule.store.episodes(1)].count(State.RUNNING) == 0
+    assert [e.state for e in searcher.plan.store.episodes(1)].count(State.RUNNING) == 0
 
 
-def test_a_graph_whose_workers_die_is_tried_again_then_lost_and_no_reward(searcher: ScheduleSearcher) -> None:
+def test_a_graph_whose_workers_die_is_tried_again_then_lost_and_no_reward(searcher: PlanSearcher) -> None:
     searcher.suggest("a")
     lost = searcher.suggest("b")
     searcher.on_trial_complete("a", done(0.5))
     for trial in ("b", "c", "d"):
-        assert searcher.schedule.store.episodes(1)[1].state == State.RUNNING
+        assert searcher.plan.store.episodes(1)[1].state == State.RUNNING
         searcher.on_trial_complete(trial, None, error=True)
         if trial != "d":
             assert searcher.suggest(chr(ord(trial) + 1)) == lost
-    first, second = searcher.schedule.store.episodes(1)[:2]
+    first, second = searcher.plan.store.episodes(1)[:2]
     assert first.reward == 0.5
     assert (second.state, second.cause, second.reward) == (State.FAILED, Cause.LOST, None)
 
 
 def test_the_last_episode_may_be_lost_and_is_tried_again(tmp_path: Path) -> None:
-    searcher = ScheduleSearcher(schedule(Store(str(tmp_path / "s.db")), 1), lambda episodes: None)
+    searcher = PlanSearcher(schedule(Store(str(tmp_path / "s.db")), 1), lambda episodes: None)
     searcher.suggest("a")
     assert searcher.suggest("b") is None
     searcher.on_trial_complete("a", None, error=True)
     assert isinstance(searcher.suggest("b"), dict)
     searcher.on_trial_complete("b", done(0.5))
     assert searcher.suggest("c") == Searcher.FINISHED
-    assert searcher.schedule.store.episodes(1)[0].reward == 0.5
+    assert searcher.plan.store.episodes(1)[0].reward == 0.5
 
 
-def test_a_user_s_mistake_found_by_a_worker_ends_the_search_and_fails_no_graph(searcher: ScheduleSearcher) -> None:
+def test_a_user_s_mistake_found_by_a_worker_ends_the_search_and_fails_no_graph(searcher: PlanSearcher) -> None:
     searcher.suggest("a")
     searcher.on_trial_complete("a", {"mistake": "x.jpg (image 3): cannot be decoded"})
     assert isinstance(searcher.error, UserError)
-    assert searcher.schedule.store.episodes(1)[0].state == State.RUNNING
+    assert searcher.plan.store.episodes(1)[0].state == State.RUNNING
 
 
-def test_an_error_of_our_own_ends_the_search_and_is_kept(searcher: ScheduleSearcher, monkeypatch) -> None:
+def test_an_error_of_our_own_ends_the_search_and_is_kept(searcher: PlanSearcher, monkeypatch) -> None:
     searcher.suggest("a")
-    monkeypatch.setattr(searcher.schedule.store, "finish_evaluation", lambda *args: 1 / 0)
+    monkeypatch.setattr(searcher.plan.store, "finish_evaluation", lambda *args: 1 / 0)
     searcher.on_trial_complete("a", done(0.5))
     assert isinstance(searcher.error, ZeroDivisionError)
     assert searcher.suggest("b") == Searcher.FINISHED

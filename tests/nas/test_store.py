@@ -9,6 +9,7 @@ from controller.proposer import ProposerState
 from detector.architecture import PRIORS
 from detector.errors import UserError
 from nas.store import Outcome, State, Store, Study
+from tests.nas.fakes import COST, MEASUREMENT
 
 STUDY = Study("default", {"search": {"lag": 1}, "data": {"source": "shapes"}}, 0, "abc")
 STATE = ProposerState(b"weights", b"optimizer", 0.5, 1.2, [[0.25, 0.75]])
@@ -20,7 +21,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def start(store: Store, number: int, name: str = "nas-fpn"):
-    return store.start_episode(1, number, PRIORS[name], [1, 2], -3.5, 0, seed=0, budget=30)
+    return store.start_episode(1, number, PRIORS[name], [1, 2], -3.5, 0, MEASUREMENT, COST)
 
 
 def test_commits_are_visible_to_a_second_connection(store: Store, tmp_path: Path) -> None:
@@ -62,7 +63,7 @@ def test_studies_do_not_share_rewards(store: Store) -> None:
     store.open_study(STUDY)
     store.finish_evaluation(start(store, 0).evaluation_id, Outcome(0.25))
     other = store.open_study(STUDY._replace(name="other"))
-    episode = store.start_episode(other, 0, PRIORS["nas-fpn"], [1], None, 0, seed=0, budget=30)
+    episode = store.start_episode(other, 0, PRIORS["nas-fpn"], [1], None, 0, MEASUREMENT, COST)
     assert episode.state == State.RUNNING
 
 
@@ -117,7 +118,7 @@ def test_files_that_are_no_store_are_refused_untouched(tmp_path: Path) -> None:
         (noise, "is no SQLite database"),
         (foreign, r"another program's tables \(songs\)"),
         (alike, r"another program's tables \(request\)"),
-        (newer, "schema version 99, this program reads 1"),
+        (newer, "schema version 99, this program reads 2"),
     ):
         before = path.read_bytes()
         with pytest.raises(UserError, match=message):

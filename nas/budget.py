@@ -1,0 +1,66 @@
+"""What the graphs of a search may cost, on the maps of the final detector."""
+
+from dataclasses import dataclass
+
+from detector.architecture import Architecture
+from detector.cascade_rcnn import padding_multiple
+from detector.cost import Cost, Size, cost_of, level_sizes
+from detector.errors import UserError
+from nas.config import Config
+
+TARGET_EXPONENT = -0.07  # MnasNet (Tan et al. 2018, arXiv:1807.11626), section 3.1: twice the cost for 5 % of reward
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits, beyond which no graph is trained, and a target, which prices cost into the reward.
+
+    Costs are those of the pyramid alone (all else is the same for every graph), for one image at the final test size.
+    """
+
+    image_hw: Size
+    base_stride: int
+    channels: int
+    max_gflops: float | None = None
+    max_params: int | None = None
+    target_gflops: float | None = None
+
+    @classmethod
+    def of(cls, config: Config) -> "Budget":
+        """Raises UserError if no graph can keep it, as far as that is known without one."""
+        training, search, stride = config.training, config.search, config.detector.base_stride
+        multiple = padding_multiple(stride)
+        height, width = (-(-side // multiple) * multiple for side in (training.short_side, training.long_side))
+        limits = search.max_gflops, search.max_params, search.target_gflops
+        return cls((height, width), stride, config.detector.channels, *limits)
+
+    @property
+    def level_sizes(self) -> list[Size]:
+        return level_sizes(self.image_hw, self.base_stride)
+
+    def cost(self, architecture: Architecture) -> Cost:
+        return cost_of(architecture, self.channels, self.level_sizes)
+
+    def allows(self, architecture: Architecture) -> bool:
+        return self.excess(architecture) is None
+
+    def excess(self, architecture: Architecture) -> str | None:
+        """What is exceeded, by how much; None for a graph within the limits."""
+        cost = self.cost(architecture)
+        if self.max_gflops is not None and cost.gflops > self.max_gflops:
+            return f"{cost.gflops:.4g} GFLOPs, max_gflops is {self.max_gflops:g}"
+        if self.max_params is not None and cost.params > self.max_params:
+            return f"{cost.params} parameters, max_params is {self.max_params}"
+        return None
+
+    def check_prior(self, prior: Architecture | None) -> None:
+        """Raises UserError: the search starts at its prior, which must be a graph that it may choose."""
+        excess = self.excess(prior) if prior is not None else None
+        if excess is not None:
+            raise UserError(f"the prior has {excess}; raise that, or start elsewhere with --prior")
+
+    def factor(self, architecture: Architecture) -> float:
+        """What an AP is multiplied by to become a reward: (cost / target) ** -0.07, or 1 without a target."""
+        if self.target_gflops is None:
+            return 1.0
+        return float((self.cost(architecture).gflops / self.target_gflops) ** TARGET_EXPONENT)

@@ -1,0 +1,169 @@
+"""An honest winner: the best graphs of a search run again with new seeds, by successive rejects.
+
+The highest of many noisy rewards is mostly a lucky one. So the best candidates and the prior are evaluated on seeds
+that the search has not used; phase by phase the worst candidate is left out (Audibert, Bubeck & Munos 2010, Best arm
+identification in multi-armed bandits, section 3), until one is left, or the best is apart from the next one. The prior
+is never left out: it is what the winner is compared with. It may win.
+
+The store remembers every run, so that a confirmation continues after an interruption. What came of it: nas/results.py.
+"""
+
+import math
+import statistics
+from collections import Counter, deque
+from collections.abc import Sequence
+
+from nas.budget import Budget
+from nas.results import probability_above, shared_spread
+from nas.store import Cause, Episode, Measurement, Outcome, Purpose, State, Store
+from nas.study import MAX_ATTEMPTS, MAX_FAILURES, Job
+
+MOST_CANDIDATES = 8
+RUNS_A_CANDIDATE = 4  # fewer runs in all than this for each candidate: fewer candidates
+APART = 0.95  # probability
+SEEDS = 2**63
+
+
+class Confirmation:
+    """Which graph runs next with which seed, and what its end leads to. Used as a Schedule is."""
+
+    def __init__(
+        self,
+        store: Store,
+        study_id: int,
+        budget: Budget,
+        candidates: Sequence[Episode],
+        prior: Episode | None,
+        *,
+        runs: int,
+        seed: int,
+        steps: int,
+    ) -> None:
+        """candidates: owners of distinct graphs, best first; the prior may be one of them. runs: in all."""
+        self.store = store
+        self.study_id = study_id
+        self.budget = budget
+        self.prior = prior
+        self.seed = seed
+        self.steps = steps
+        self.total = runs
+        self.stopped: str | None = None
+        chosen = [episode for episode in candidates if prior is None or episode.number != prior.number]
+        chosen = chosen[: min(MOST_CANDIDATES, runs // RUNS_A_CANDIDATE)]
+        self.arms = {episode.architecture_hash: episode for episode in chosen}
+        if prior is not None and chosen:
+            self.arms[prior.architecture_hash] = prior
+        self._graphs = {graph_hash: store.architecture(graph_hash) for graph_hash in self.arms}
+        self.left = list(self.arms)  # not left out yet
+        self.rewards: dict[tuple[str, int], float | None] = {}  # by graph and run; None of a failure
+        self._running: dict[int, tuple[str, int]] = {}
+        self._again: deque[int] = deque()
+        self._attempts: Counter[int] = Counter()
+        self._failures = 0
+        self._phase = 1
+        known = {(e.architecture_hash, e.measurement): e for e in store.evaluations(study_id, Purpose.CONFIRM)}
+        for graph_hash in self.arms:
+            for run in range(runs):
+                evaluation = known.get((graph_hash, self._measurement(run)))
+                if evaluation is not None and evaluation.state != State.RUNNING:
+                    self.rewards[graph_hash, run] = evaluation.reward
+        self._settle()
+
+    @property
+    def settled(self) -> int:
+        """Runs that have ended; all of them once there is a verdict."""
+        return self.total if not self._waits() else min(len(self.rewards), self.total)
+
+    @property
+    def is_finished(self) -> bool:
+        return self.stopped is not None or not self._waits()
+
+    def next(self) -> Job | None:
+        """The next run of this phase, None if all have been handed out."""
+        if self.is_finished:
+            return None
+        if self._again:
+            evaluation_id = self._again.popleft()
+            return self._job(evaluation_id, *self._running[evaluation_id])
+        out = set(self._running.values())
+        for run in range(self._runs_each()):
+            for graph_hash in self.left:
+                if (graph_hash, run) not in self.rewards and (graph_hash, run) not in out:
+                    return self._start(graph_hash, run)
+        return None
+
+    def finish(self, evaluation_id: int, outcome: Outcome) -> list[Episode]:
+        """Record the end of a job. A lost one is handed out again, MAX_ATTEMPTS times. No episode is settled by it."""
+        if outcome.cause == Cause.LOST and self._attempts[evaluation_id] < MAX_ATTEMPTS:
+            self._again.append(evaluation_id)
+            return []
+        graph_hash, run = self._running.pop(evaluation_id)
+        self.store.finish_evaluation(evaluation_id, outcome._replace(attempts=self._attempts[evaluation_id]))
+        factor = self.budget.factor(self._graphs[graph_hash])
+        self.rewards[graph_hash, run] = None if outcome.ap is None else outcome.ap * factor
+        self._failures = self._failures + 1 if outcome.cause else 0
+        if self._failures >= MAX_FAILURES:
+            self.stopped = f"the last {MAX_FAILURES} confirming runs failed, the last one with {outcome.cause}"
+        self._settle()
+        return []
+
+    def _start(self, graph_hash: str, run: int) -> Job:
+        graph = self._graphs[graph_hash]
+        cost, factor = self.budget.cost(graph), self.budget.factor(graph)
+        evaluation = self.store.start_evaluation(self.study_id, graph_hash, self._measurement(run), cost, factor)
+        self._running[evaluation.id] = graph_hash, run
+        return self._job(evaluation.id, graph_hash, run)
+
+    def _job(self, evaluation_id: int, graph_hash: str, run: int) -> Job:
+        self._attempts[evaluation_id] += 1
+        seed = self._measurement(run).seed
+        return Job(self.arms[graph_hash].number, evaluation_id, self._graphs[graph_hash], seed, is_timed=run == 0)
+
+    def _measurement(self, run: int) -> Measurement:
+        return Measurement(Purpose.CONFIRM, (self.seed + 1 + run) % SEEDS, self.steps)
+
+    def _runs_each(self) -> int:
+        return runs_each(self._phase, len(self.arms), self.total)
+
+    def _waits(self) -> bool:
+        """Whether the phase lacks runs, which is so until there is a verdict."""
+        wanted = [(graph_hash, run) for graph_hash in self.left for run in range(self._runs_each())]
+        return len(self.left) > 1 and any(key not in self.rewards for key in wanted)
+
+    def _settle(self) -> None:
+        """End every phase that has all its runs: leave out what failed, or the worst."""
+        while len(self.left) > 1 and not self._waits():
+            means = {graph_hash: self._mean(graph_hash) for graph_hash in self.left}
+            prior_hash = self.prior and self.prior.architecture_hash
+            others = [graph_hash for graph_hash in self.left if graph_hash != prior_hash]
+            failed = [graph_hash for graph_hash in others if means[graph_hash] == -math.inf]
+            if self._is_decided() or not others or self._phase >= len(self.arms) - 1:
+                self.left = [max(self.left, key=lambda graph_hash: means[graph_hash])]
+                return
+            out = failed or [min(others, key=lambda graph_hash: means[graph_hash])]
+            self.left = [graph_hash for graph_hash in self.left if graph_hash not in out]
+            self._phase += len(out)
+
+    def _mean(self, graph_hash: str) -> float:
+        """Over this phase's runs; -inf if one failed: a graph that may fail is no winner."""
+        rewards = [self.rewards.get((graph_hash, run)) for run in range(self._runs_each())]
+        known = [reward for reward in rewards if reward is not None]
+        return statistics.fmean(known) if len(known) == len(rewards) else -math.inf
+
+    def _is_decided(self) -> bool:
+        """The best is apart from the next, whether that is the prior or not; the prior is always among those left."""
+        of_left: dict[str, list[float]] = {graph_hash: [] for graph_hash in self.left}
+        for (graph_hash, _), reward in self.rewards.items():
+            if graph_hash in of_left and reward is not None:
+                of_left[graph_hash].append(reward)
+        noise = shared_spread(list(of_left.values()))
+        ranked = sorted((rewards for rewards in of_left.values() if rewards), key=statistics.fmean, reverse=True)
+        if noise is None or len(ranked) < 2:
+            return False
+        return probability_above(ranked[0], ranked[1], noise) >= APART
+
+
+def runs_each(phase: int, arms: int, runs: int) -> int:
+    """How many runs every graph that is left has had at the end of a phase (1, 2, ...) of successive rejects."""
+    weight = 0.5 + sum(1 / i for i in range(2, arms + 1))
+    return max(1, math.ceil((runs - arms) / (weight * (arms + 1 - phase))))

@@ -1,0 +1,134 @@
+"""nas-export."""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from detector.architecture import Architecture
+from detector.command import Parser, count, guarded, write_json
+from detector.errors import UserError
+from nas.drawing import check_picture, draw, text
+from nas.results import Verdict, by_reward, pareto_front, prior_episode, verdicts
+from nas.store import Episode, Evaluation, Purpose, Store, Study
+from nas.study_options import study_options, with_store_errors
+
+
+def export(argv: Sequence[str] | None = None) -> int:
+    """Entry point of nas-export."""
+    return guarded("nas-export", lambda: with_store_errors("nas-export", _export, _export_parser().parse_args(argv)))
+
+
+def _export_parser() -> Parser:
+    parser = Parser("nas-export", "Write found graphs as files that train-final takes.")
+    study_options(parser)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--best", action="store_true", help="the confirmed winner; unconfirmed, the highest reward")
+    which.add_argument("--top", type=count(1), metavar="K", help="the K best graphs, as NAME-1.json to NAME-K.json")
+    which.add_argument("--pareto", type=Path, metavar="DIR", help="the graphs that none beats in both AP and cost")
+    which.add_argument("--episode", type=count(0), metavar="N", help="the graph of one episode")
+    parser.add_argument("--output", default="best.json", metavar="FILE|-", help="- prints it")
+    parser.add_argument("--show", action="store_true", help="draw each graph on the terminal, too")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the best one, as .svg or .png")
+    return parser
+
+
+def _export(args: argparse.Namespace) -> int:
+    store = Store(args.database, read_only=True)
+    study_id, study = store.find_study(args.study)
+    episodes = store.episodes(study_id)
+    prior = prior_episode(episodes)
+    confirmed = verdicts(store, study_id, prior)
+    evaluations = {evaluation.id: evaluation for evaluation in store.evaluations(study_id, Purpose.SEARCH)}
+    chosen = [
+        (path, episode, _found(store, study, prior, episode, evaluations[episode.evaluation_id], confirmed))
+        for path, episode in _chosen(args, episodes, evaluations, confirmed)
+    ]
+    if args.picture is not None:
+        check_picture(args.picture)
+    for path, episode, graph in chosen:
+        if path is None:
+            print(json.dumps(graph.to_dict(), indent=2))
+        else:
+            write_json(path, graph.to_dict())
+            cost = f", {graph.found['gflops']:.4g} GFLOPs" if args.pareto and graph.found else ""
+            verdict = confirmed.get(episode.architecture_hash)
+            print(f"{path}: episode {episode.number}, " + (str(verdict) if verdict else _reward(episode)) + cost)
+        if args.show:
+            print(f"\n{text(graph, _prior_of(study))}\n", file=sys.stderr if path is None else sys.stdout)
+    if args.picture is not None:
+        _draw(args, study, chosen[0][1], chosen[0][2])
+    return 0
+
+
+def _reward(episode: Episode) -> str:
+    return f"reward {episode.reward:.4f}"
+
+
+def _prior_of(study: Study) -> Architecture | None:
+    """What the study started from."""
+    prior = study.config["search"]["prior"]
+    return None if prior is None else Architecture.from_dict(prior)
+
+
+def _draw(args: argparse.Namespace, study: Study, episode: Episode, graph: Architecture) -> None:
+    draw(graph, args.picture, _prior_of(study), f"{study.name}, episode {episode.number}: reward {episode.reward:.4f}")
+    print(f"{args.picture}: episode {episode.number} as a picture")
+
+
+def _chosen(
+    args: argparse.Namespace,
+    episodes: list[Episode],
+    evaluations: Mapping[int, Evaluation],
+    confirmed: Mapping[str, Verdict],
+) -> list[tuple[Path | None, Episode]]:
+    """What to write where; path None is standard output."""
+    ranked = by_reward(episodes)
+    path = None if args.output == "-" else Path(args.output)
+    if path is not None and (path.is_dir() or not path.name):
+        raise UserError(f"--output {args.output}: is a folder; give a file")
+    if args.episode is not None:
+        of_number = [episode for episode in episodes if episode.number == args.episode]
+        if not of_number:
+            raise UserError(f"study {args.study!r} has no episode {args.episode}; it has {len(episodes)}, from 0")
+        if of_number[0].reward is None:
+            raise UserError(f"episode {args.episode} of study {args.study!r} has no reward: it is {of_number[0].state}")
+        return [(path, of_number[0])]
+    if not ranked:
+        raise UserError(f"study {args.study!r} has no episode with a reward yet")
+    if args.pareto is not None:
+        front = pareto_front(ranked, evaluations)
+        return [(args.pareto / f"episode-{episode.number}.json", episode) for episode in front]
+    order = list(confirmed)  # best first; the others follow by reward
+    ranked.sort(key=lambda e: order.index(e.architecture_hash) if e.architecture_hash in confirmed else len(order))
+    if args.best:
+        return [(path, ranked[0])]
+    if path is None:
+        return [(None, episode) for episode in ranked[: args.top]]
+    return [(path.with_stem(f"{path.stem}-{rank}"), episode) for rank, episode in enumerate(ranked[: args.top], 1)]
+
+
+def _found(
+    store: Store,
+    study: Study,
+    prior: Episode | None,
+    episode: Episode,
+    evaluation: Evaluation,
+    confirmed: Mapping[str, Verdict],
+) -> Architecture:
+    graph = store.architecture(episode.architecture_hash)
+    found = {
+        "study": study.name,
+        "episode": episode.number,
+        "reward": episode.reward,
+        "prior_reward": prior and prior.reward,
+        "ap": evaluation.ap,
+        "gflops": evaluation.cost.gflops,
+        "params": evaluation.cost.params,
+        "config": {key: study.config[key] for key in ("data", "detector", "training")},
+    }
+    verdict = confirmed.get(episode.architecture_hash)
+    if verdict is not None:
+        found["confirmed"] = {key: value for key, value in verdict._asdict().items() if key != "architecture_hash"}
+    return Architecture(graph.cells, graph.repeats, graph.attention, found)

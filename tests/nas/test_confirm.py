@@ -1,0 +1,162 @@
+"""Successive rejects on made-up graphs whose true means are known."""
+
+import random
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nas.budget import Budget
+from nas.confirm import Confirmation, runs_each
+from nas.results import by_reward, prior_episode, verdicts
+from nas.store import Cause, Outcome, Purpose, State, Store
+from nas.study import MAX_FAILURES, Job
+from tests.nas.fakes import BUDGET, reward_of, run, schedule
+
+RUNS = 60
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A finished search; graphs' rewards are those of tests/nas/fakes.py."""
+    store = Store(str(tmp_path / "s.db"))
+    run(schedule(store, 40), workers=1)
+    return store
+
+
+def confirmation(store: Store, runs: int = RUNS, budget: Budget = BUDGET) -> Confirmation:
+    episodes = store.episodes(1)
+    return Confirmation(store, 1, budget, by_reward(episodes), prior_episode(episodes), runs=runs, seed=0, steps=3)
+
+
+def noisy(job: Job, noise: float) -> float:
+    """The graph's reward with noise that depends on graph and seed only."""
+    stream = np.random.default_rng([job.seed, int(job.architecture.hash[:8], 16)])
+    return reward_of(job.architecture.hash) + noise * float(stream.standard_normal())
+
+
+def drive(
+    plan: Confirmation, noise: float = 0.05, workers: int = 2, order_seed: int = 0, stop_after: int = 10**6
+) -> int:
+    order, running, ended = random.Random(order_seed), [], 0
+    while ended < stop_after:
+        while len(running) < workers and (job := plan.next()) is not None:
+            running.append(job)
+        if not running:
+            assert plan.is_finished
+            break
+        job = running.pop(order.randrange(len(running)))
+        plan.finish(job.evaluation_id, Outcome(noisy(job, noise), None, 0.1, "here"))
+        ended += 1
+    return ended
+
+
+def measured(store: Store) -> list[tuple]:
+    evaluations = store.evaluations(1, Purpose.CONFIRM)
+    return sorted((e.architecture_hash, e.measurement.seed, e.ap) for e in evaluations if e.state == State.DONE)
+
+
+def test_phases_take_what_was_asked_for() -> None:
+    """The published bound: the phases' pulls, one graph leaving after each, are no more than runs in all."""
+    for arms in (2, 3, 9):
+        for runs in (30, 60, 200):
+            each = [runs_each(phase, arms, runs) for phase in range(1, arms)]
+            assert each == sorted(each)
+            pulls = sum(each) + each[-1]
+            assert 0.8 * runs < pulls <= runs
+
+
+def test_the_best_graph_wins_with_seeds_that_the_search_has_not_used(store: Store) -> None:
+    spent = drive(confirmation(store))
+    assert spent <= 1.5 * RUNS  # the prior stays to the end, which the bound does not know
+    seeds = {evaluation.measurement.seed for evaluation in store.evaluations(1, Purpose.CONFIRM)}
+    assert 0 not in seeds
+    assert len(seeds) > 3
+    prior = prior_episode(store.episodes(1))
+    winner = next(iter(verdicts(store, 1, prior).values()))
+    confirmed = {evaluation.architecture_hash for evaluation in store.evaluations(1, Purpose.CONFIRM)}
+    assert len(confirmed) == 9
+    assert reward_of(winner.architecture_hash) > sorted(map(reward_of, confirmed))[-3]
+    assert winner.beats_prior == pytest.approx(1.0, abs=0.01)
+
+
+def test_runs_do_not_depend_on_workers_or_interruptions(store: Store, tmp_path: Path) -> None:
+    drive(confirmation(store), workers=1)
+    other = Store(str(tmp_path / "other.db"))
+    run(schedule(other, 40), workers=3)
+    for stop_after in (1, 4, 9, 17):
+        drive(confirmation(other), workers=3, order_seed=stop_after, stop_after=stop_after)
+    drive(confirmation(other), workers=4)
+    assert measured(other) == measured(store)
+    assert confirmation(other).is_finished
+    assert confirmation(other).next() is None
+
+
+def test_it_ends_early_once_the_best_is_apart(store: Store) -> None:
+    assert drive(confirmation(store), noise=1e-4) < 0.6 * RUNS
+
+
+def test_a_prior_that_is_best_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path / "s.db"))
+    run(schedule(store, 40), workers=1)
+    prior = prior_episode(store.episodes(1))
+    monkeypatch.setattr(
+        "tests.nas.test_confirm.reward_of", lambda graph: 1.0 if graph == prior.architecture_hash else 0.5
+    )
+    drive(confirmation(store))
+    found = verdicts(store, 1, prior)
+    assert next(iter(found)) == prior.architecture_hash
+    assert found[prior.architecture_hash].beats_prior is None
+
+
+def test_a_graph_that_fails_is_left_out_and_the_lost_is_tried_again(store: Store) -> None:
+    plan = confirmation(store)
+    first = plan.next()
+    plan.finish(first.evaluation_id, Outcome(None, Cause.LOST))
+    again = plan.next()
+    assert again == first
+    plan.finish(again.evaluation_id, Outcome(None, Cause.NAN))
+    drive(plan)
+    prior = prior_episode(store.episodes(1))
+    assert first.architecture.hash not in verdicts(store, 1, prior)
+    assert confirmation(store).is_finished
+
+
+def test_failures_one_after_the_other_stop_it(store: Store) -> None:
+    plan = confirmation(store)
+    for _ in range(MAX_FAILURES):
+        plan.finish(plan.next().evaluation_id, Outcome(None, Cause.OOM))
+    assert plan.is_finished
+    assert "confirming runs failed, the last one with oom" in plan.stopped
+
+
+@pytest.mark.parametrize("runs", [0, 3])
+def test_too_few_runs_confirm_nothing(store: Store, runs: int) -> None:
+    plan = confirmation(store, runs)
+    assert plan.is_finished
+    assert plan.next() is None
+    assert plan.settled == plan.total == runs
+
+
+def test_only_the_first_run_of_a_graph_is_timed(store: Store) -> None:
+    plan, timed = confirmation(store), {}
+    while (job := plan.next()) is not None:
+        timed.setdefault(job.architecture.hash, []).append(job.is_timed)
+    assert len(timed) == 9
+    assert all(flags[0] and not any(flags[1:]) for flags in timed.values())
+
+
+def test_the_winner_of_many_confirmations_is_better_than_that_of_one_reward(tmp_path: Path) -> None:
+    """The reason for all this: the true mean of what one noisy reward picks, and of what this picks."""
+    once, confirmed = [], []
+    for trial in range(6):
+        store = Store(str(tmp_path / f"{trial}.db"))
+        plan = schedule(store, 40, algorithm="random")
+        stream = np.random.default_rng(trial)
+        while (job := plan.next()) is not None:
+            plan.finish(job.evaluation_id, Outcome(reward_of(job.architecture.hash) + 0.3 * stream.standard_normal()))
+        once.append(reward_of(by_reward(store.episodes(1))[0].architecture_hash))
+        drive(confirmation(store), noise=0.3)
+        confirmed.append(reward_of(next(iter(verdicts(store, 1, prior_episode(store.episodes(1)))))))
+    assert statistics.fmean(confirmed) > statistics.fmean(once) + 0.02
