@@ -63,7 +63,13 @@ def _metrics(data: CocoData, precision: NDArray[np.float64]) -> Metrics:
 
 def average_precision(data: CocoData, detections: Sequence[Detections]) -> float:
     """COCO AP alone, at a quarter of the cost of all numbers."""
-    return _mean(_accumulated(data, detections, by_area=False).eval["precision"]) or 0.0
+    return ap_and_ap50(data, detections)[0]
+
+
+def ap_and_ap50(data: CocoData, detections: Sequence[Detections]) -> tuple[float, float]:
+    """COCO AP, and AP at IoU 0.5, at a quarter of the cost of all numbers."""
+    precision = _accumulated(data, detections, by_area=False).eval["precision"]
+    return _mean(precision) or 0.0, _mean(precision[0]) or 0.0
 
 
 def _mean(precision: NDArray[np.float64]) -> float | None:

@@ -10,13 +10,8 @@ Restartable: each run is one file in --folder, named by switch, seed and steps. 
 """
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +29,7 @@ from detector.sampling import draws_of
 from detector.targets import Detections
 from detector.train import OnCheck, train
 from detector.transfer import transfer
+from experiments.runs import Run, Runs
 
 CPU = torch.device("cpu")
 CURVE_POINTS = 5
@@ -81,75 +77,60 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, metavar="PNG")
     parser.add_argument("--only", nargs=2, metavar=("SWITCH", "SEED"), help="one run, in this process")
     args = parser.parse_args()
-    args.folder.mkdir(parents=True, exist_ok=True)
+    runs = runs_in(args.folder, args.steps)
     if args.only:
-        write_run(args.folder, args.only[0], int(args.only[1]), args.steps)
+        make_run(runs, Run(args.only[0], int(args.only[1])), args.steps)
         return
     load_split(load_config("shapes", DetectorSections).data, None, "train")  # generated once, before the jobs need it
     for names in (tuple(TRAINED), LATER):
-        wanted = [(name, seed) for seed in args.seeds for name in names]
-        missing = [run for run in wanted if not run_file(args.folder, *run, args.steps).exists()]
-        with ThreadPoolExecutor(args.jobs) as pool:
-            list(pool.map(partial(start_run, args.folder, args.steps), missing))
-    runs = {
-        name: [json.loads(run_file(args.folder, name, seed, args.steps).read_text()) for seed in args.seeds]
-        for name in (*TRAINED, *LATER)
-    }
-    report(runs, args.seeds, args.steps)
+        runs.make([Run(name, seed) for seed in args.seeds for name in names], args.jobs)
+    results = {name: [runs.read(Run(name, seed)) for seed in args.seeds] for name in (*TRAINED, *LATER)}
+    report(results, args.seeds, args.steps)
     if args.plot is not None:
-        plot(runs, args.plot)
+        plot(results, args.plot)
 
 
-def run_file(folder: Path, name: str, seed: int, steps: int) -> Path:
-    words = "".join(letter if letter.isalnum() else "-" for letter in name)
-    return folder / f"{words}-seed{seed}-steps{steps}.json"
+def runs_in(folder: Path, steps: int) -> Runs:
+    return Runs(folder, f"steps{steps}", "experiments.ablation", ["--folder", str(folder), "--steps", str(steps)])
 
 
-def start_run(folder: Path, steps: int, run: tuple[str, int]) -> None:
-    name, seed = run
-    command = [sys.executable, "-m", "experiments.ablation", "--folder", str(folder), "--steps", str(steps)]
-    subprocess.run([*command, "--only", name, str(seed)], check=True)
-    print(f"done: {name}, seed {seed}", flush=True)
-
-
-def write_run(folder: Path, name: str, seed: int, steps: int) -> None:
+def make_run(runs: Runs, run: Run, steps: int) -> None:
     """Make one run and write what it measured."""
     torch.set_num_threads(1)
-    if name == ENSEMBLE:
-        result = ensemble_run(folder, seed, steps)
-    elif name in ON_TINY:
-        result = tiny_run(folder, name, seed, steps)
+    if run.name == ENSEMBLE:
+        result = ensemble_run(runs, run)
+    elif run.name in ON_TINY:
+        result = tiny_run(runs, run, steps)
     else:
-        result = training_run(folder, name, seed, steps)
-    path = run_file(folder, name, seed, steps)
-    path.with_suffix(".partial").write_text(json.dumps(result))
-    path.with_suffix(".partial").replace(path)
+        result = training_run(runs, run, steps)
+    runs.write(run, result)
 
 
-def training_run(folder: Path, name: str, seed: int, steps: int) -> dict[str, Any]:
+def training_run(runs: Runs, run: Run, steps: int) -> dict[str, Any]:
     """Train the detector with one switch changed, and keep its weights beside the run."""
-    config = changed(load_config("shapes", DetectorSections), TRAINED[name], seed, steps)
-    prior = PRIORS[TRAINED[name]["pyramid"]["prior"]] if "pyramid" in TRAINED[name] else None
+    changes = TRAINED[run.name]
+    config = changed(load_config("shapes", DetectorSections), changes, run.seed, steps)
+    prior = PRIORS[changes["pyramid"]["prior"]] if "pyramid" in changes else None
     data, validation_data = (load_split(config.data, None, split) for split in ("train", "val"))
     trained = new_detector(config, prior, data)
     model, curve = trained.model, []
 
     def look(step: int, _loss: float) -> None:
-        if name in CURVES and step % (steps // CURVE_POINTS) == 0 and step < steps:
+        if run.name in CURVES and step % (steps // CURVE_POINTS) == 0 and step < steps:
             curve.append((step, ap_of(trained, validation_data)))
             model.train()
 
     fit(trained, data, look)
-    trained.save(run_file(folder, name, seed, steps).with_suffix(".pt"))
+    trained.save(runs.file(run, ".pt"))
     ap = ap_of(trained, validation_data)
     result: dict[str, Any] = {"ap": ap, "curve": [*curve, (steps, ap)]}
-    if name == BASELINE:
+    if run.name == BASELINE:
         result["tested"] = {test: ap_of(trained, validation_data, **change) for test, change in TESTED.items()}
     return result
 
 
-def ensemble_run(folder: Path, seed: int, steps: int) -> dict[str, Any]:
-    models = [load_trained(folder, name, seed, steps) for name in ENSEMBLED]
+def ensemble_run(runs: Runs, run: Run) -> dict[str, Any]:
+    models = [load_trained(runs, Run(name, run.seed)) for name in ENSEMBLED]
     data = load_split(models[0].config.data, None, "val")
     of_models = [detections_of(trained, data) for trained in models]
     limit = models[0].config.detector.cascade.detections
@@ -162,12 +143,12 @@ def ensemble_run(folder: Path, seed: int, steps: int) -> dict[str, Any]:
     }
 
 
-def tiny_run(folder: Path, name: str, seed: int, steps: int) -> dict[str, Any]:
-    config = changed(load_config("shapes", DetectorSections), {}, seed, steps // TINY_STEPS)
+def tiny_run(runs: Runs, run: Run, steps: int) -> dict[str, Any]:
+    config = changed(load_config("shapes", DetectorSections), {}, run.seed, steps // TINY_STEPS)
     data, validation_data = (load_split(config.data, None, split) for split in ("tiny", "tiny_val"))
     trained = new_detector(config, None, data)
-    if name == TRANSFER:
-        transfer(trained.model, trained.classes, load_trained(folder, BASELINE, seed, steps))
+    if run.name == TRANSFER:
+        transfer(trained.model, trained.classes, load_trained(runs, Run(BASELINE, run.seed)))
     fit(trained, data)
     return {"ap": ap_of(trained, validation_data)}
 
@@ -178,8 +159,8 @@ def new_detector(config: DetectorSections, architecture: Architecture | None, da
     return TrainedModel(model.to(memory_format=torch.channels_last), architecture, config, data.category_names)
 
 
-def load_trained(folder: Path, name: str, seed: int, steps: int) -> TrainedModel:
-    return TrainedModel.load(run_file(folder, name, seed, steps).with_suffix(".pt"), CPU)
+def load_trained(runs: Runs, run: Run) -> TrainedModel:
+    return TrainedModel.load(runs.file(run, ".pt"), CPU)
 
 
 def fit(trained: TrainedModel, data: CocoData, on_check: OnCheck | None = None) -> None:
@@ -216,10 +197,10 @@ def detections_of(trained: TrainedModel, data: CocoData, **test: Any) -> list[De
     return found
 
 
-def report(runs: Mapping[str, Sequence[Mapping[str, Any]]], seeds: Sequence[int], steps: int) -> None:
-    aps = {name: [run["ap"] for run in of_switch] for name, of_switch in runs.items()}
+def report(results: Mapping[str, Sequence[Mapping[str, Any]]], seeds: Sequence[int], steps: int) -> None:
+    aps = {name: [run["ap"] for run in of_switch] for name, of_switch in results.items()}
     for test in TESTED:
-        aps[test] = [run["tested"][test] for run in runs[BASELINE]]
+        aps[test] = [run["tested"][test] for run in results[BASELINE]]
     on_tiny = {name: aps.pop(name) for name in ON_TINY}
     print(
         f"shapes, {steps} steps of {BATCH_SIZE} images, seeds {', '.join(map(str, seeds))}; AP on the validation split"
@@ -239,15 +220,15 @@ def show(aps: Mapping[str, Sequence[float]], baseline: str) -> None:
         print(f"| {name} | {statistics.fmean(values):.4f} | {shown or ' | '} |")
 
 
-def plot(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+def plot(results: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
     """Validation AP over iterations for the samplings, mean over seeds."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.8), layout="constrained")
     axes = figure.add_subplot()
     for name in CURVES:
-        steps = [step for step, _ in runs[name][0]["curve"]]
-        means = [statistics.fmean(run["curve"][i][1] for run in runs[name]) for i in range(len(steps))]
+        steps = [step for step, _ in results[name][0]["curve"]]
+        means = [statistics.fmean(run["curve"][i][1] for run in results[name]) for i in range(len(steps))]
         axes.plot(steps, means, "o-", label=name.replace(BASELINE, "sampling uniform"))
     axes.set(xlabel="iteration", ylabel="validation AP")
     axes.legend(frameon=False)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from detector.architecture import Architecture
-from detector.cascade_rcnn import CascadeRcnn
+from detector.cascade_rcnn import CascadeRcnn, DetectionHeads
 from detector.coco import CocoData
 from detector.evaluate import average_precision
 from detector.inference import View, detect_split, scale_to
@@ -40,6 +40,10 @@ class FrozenProxy:
         self.reward_cache = FeatureCache(features_folder(folder), "reward", device)
 
     def evaluate(self, architecture: Architecture, seed: int) -> float:
+        return average_precision(self.reward, self.detections(self.trained(architecture, seed)))
+
+    def trained(self, architecture: Architecture, seed: int) -> DetectionHeads:
+        """The pyramid and heads of one trial."""
         torch.manual_seed(seed)
         torch.set_num_threads(self.config.proxy.threads)
         heads = load_heads(self.folder, self.config, self.reward.num_classes, architecture.canonical(), self.device)
@@ -47,6 +51,10 @@ class FrozenProxy:
         reset_statistics(heads.pyramid)
         trial = self.config.proxy.trial
         train(heads, self.trial_cache.shuffled(trial.batch_size, trial.steps, seed), trial, self.device)
+        return heads
+
+    def detections(self, heads: DetectionHeads) -> list[Detections]:
+        """What trained heads find in the images of the reward part."""
         heads.eval()
         found: list[Detections] = []
         for batch in self.reward_cache.ordered(EVALUATION_BATCH):
@@ -54,7 +62,7 @@ class FrozenProxy:
             original = torch.from_numpy(self.reward.image_hw[len(found) : len(found) + len(detections)])
             for of_image, scale in zip(detections, scale_to(batch.image_hw.cpu(), original), strict=True):
                 found.append(Detections(of_image.boxes.cpu() * scale, of_image.scores.cpu(), of_image.labels.cpu()))
-        return average_precision(self.reward, found)
+        return found
 
 
 class FullProxy:

@@ -1,10 +1,10 @@
-import json
 from pathlib import Path
 
 import pytest
 
 from detector.config import DetectorSections, load_config
 from experiments import ablation
+from experiments.runs import Run
 
 SHAPES = load_config("shapes", DetectorSections)
 
@@ -19,11 +19,6 @@ def test_every_switch_is_a_valid_configuration_that_differs_from_the_baseline(na
     assert is_same == (name == ablation.BASELINE or "pyramid" in ablation.TRAINED[name])
     for test in ablation.TESTED.values():
         assert config.detector.testing.model_copy(update=dict(test)) != config.detector.testing
-
-
-def test_each_run_has_a_file_of_its_own(tmp_path: Path) -> None:
-    files = {ablation.run_file(tmp_path, name, seed, 9) for name in ablation.TRAINED for seed in (0, 1)}
-    assert len(files) == 2 * len(ablation.TRAINED)
 
 
 def test_the_table_states_differences_of_the_same_seed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,21 +37,21 @@ def test_the_table_states_differences_of_the_same_seed(capsys: pytest.CaptureFix
 
 def test_runs_are_written_and_later_ones_start_from_the_weights_of_earlier_ones(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(ablation, "load_config", lambda name, model: load_config("smoke", model))
-    written = {}
+    runs, written = ablation.runs_in(tmp_path, 12), {}
     for name in (*ablation.ENSEMBLED, *ablation.LATER):
-        ablation.write_run(tmp_path, name, seed=0, steps=12)
-        written[name] = json.loads(ablation.run_file(tmp_path, name, 0, 12).read_text())
+        ablation.make_run(runs, Run(name, 0), 12)
+        written[name] = runs.read(Run(name, 0))
     baseline = written[ablation.BASELINE]
     assert [step for step, _ in baseline["curve"]] == [10, 12]
     assert baseline["tested"].keys() == ablation.TESTED.keys()
     assert all(0 <= run["ap"] <= 1 for run in written.values())
-    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_transfer_starts_from_the_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ablation, "load_config", lambda name, model: load_config("smoke", model))
-    ablation.write_run(tmp_path, ablation.BASELINE, seed=0, steps=12)
-    source = ablation.load_trained(tmp_path, ablation.BASELINE, 0, 12).model.state_dict()
+    runs = ablation.runs_in(tmp_path, 12)
+    ablation.make_run(runs, Run(ablation.BASELINE, 0), 12)
+    source = ablation.load_trained(runs, Run(ablation.BASELINE, 0)).model.state_dict()
     started = []
     monkeypatch.setattr(
         ablation,
@@ -64,7 +59,7 @@ def test_transfer_starts_from_the_baseline(tmp_path: Path, monkeypatch: pytest.M
         lambda trained, _data: started.append(trained.model.backbone.state_dict()["body.conv1.0.weight"]),
     )
     for name in ablation.ON_TINY:
-        ablation.write_run(tmp_path, name, seed=0, steps=12)
+        ablation.make_run(runs, Run(name, 0), 12)
     assert [bool(weight.equal(source["backbone.body.conv1.0.weight"])) for weight in started] == [False, True]
 
 
