@@ -20,5 +20,5 @@ test: .venv/ready
 # Pin anew after a change of dependencies in pyproject.toml (needs uv).
 .PHONY: lock
 lock:
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	uv pip compile pyproject.toml --extra dev --extra studies --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-header --no-annotate --output-file requirements.lock

@@ -1,0 +1,370 @@
+"""Does the proxy rank graphs as full training does? python -m experiments.fidelity --folder runs/fidelity --jobs 2
+
+Sixteen graphs of `shapes` (the published one, hand-made ones, two that throw information away, neighbours of the
+published one, random ones) are trained in full: the whole detector from scratch on the training split, judged on the
+validation split. Proxies judge the same graphs. Printed for each proxy: its cost (CPU seconds a trial), the noise from
+seed to seed, the spread between graphs, and Kendall's tau of its single-seed rewards with the reference, over all
+graphs and among the third that the reference holds for best; intervals (90 %) by bootstrap over graphs.
+
+The noise of the reference caps tau. ceiling: the tau that a proxy without noise or bias would reach, as estimated from
+the reference's own reliability r (share of its variance that is not noise): 2 / pi * asin(sqrt(r)), for normal means.
+
+Restartable: each run is one file in --folder. --jobs runs several at a time.
+"""
+
+import argparse
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import kendalltau
+
+from controller.decisions import mutate, uniform
+from detector.architecture import PRIORS, Architecture, MergeCell, Op
+from detector.cascade_rcnn import DetectionHeads
+from detector.checkpoint import make_model
+from detector.coco import CocoData, load_split
+from detector.config import load_config
+from detector.evaluate import ap_and_ap50
+from detector.inference import detect_split, views_of
+from detector.loader import training_loader
+from detector.norm import batch_norms
+from detector.sampling import draws_of
+from detector.train import train
+from experiments.runs import Run, Runs
+from nas.config import Config
+from nas.preparation import FeatureCache
+from nas.proxy import FrozenProxy, FullProxy, load_proxy
+from nas.space import load_prior, space_around
+
+CPU = torch.device("cpu")
+REFERENCE = "full training"
+FROZEN_STEPS = (5, 10, 20, 40, 80)
+FULL_STEPS = (100, 200)
+STATISTICS_BATCHES = 8  # from which norms are estimated anew
+LOSS_BATCH = 50
+RESAMPLES = 2000
+
+
+class Proxied(NamedTuple):
+    """One way to judge a graph: a protocol and a number of steps. What one run measures has several metrics."""
+
+    protocol: str
+    steps: int
+
+    def __str__(self) -> str:
+        return f"{self.protocol} {self.steps}"
+
+
+PROXIES = tuple([Proxied("frozen", steps) for steps in FROZEN_STEPS] + [Proxied("full", steps) for steps in FULL_STEPS])
+
+
+def graphs() -> dict[str, Architecture]:
+    """All of seven cells, as the published one."""
+    space, prior = space_around(PRIORS["nas-fpn"]), PRIORS["nas-fpn"]
+    stream = np.random.default_rng(0)
+    found = {"published": prior}
+    found |= {name: _graph(cells) for name, cells in HAND_MADE.items()}
+    for count in (1, 1, 2, 3, 4):
+        decisions = mutate(space, space.decisions(prior), count, stream)
+        found[f"neighbour {len(found)}, {count} changed"] = space.architecture(decisions)
+    while len(found) < 16:
+        found[f"random {len(found)}"] = space.architecture(uniform(space, stream))
+    return found
+
+
+Cells = Sequence[tuple[int, Op, tuple[int, int]]]
+HAND_MADE: Mapping[str, Cells] = {
+    # P6 and P5 on the way down are the two intermediate cells; outputs then mix what came down with what was there.
+    "top-down": [
+        (6, "sum", (3, 4)),
+        (5, "sum", (2, 5)),
+        (4, "sum", (1, 6)),
+        (3, "sum", (0, 7)),
+        (5, "sum", (2, 6)),
+        (6, "sum", (3, 5)),
+        (7, "sum", (4, 5)),
+    ],
+    "bottom-up": [
+        (4, "sum", (0, 1)),
+        (5, "sum", (5, 2)),
+        (3, "sum", (0, 1)),
+        (4, "sum", (5, 2)),
+        (5, "sum", (6, 3)),
+        (6, "sum", (6, 3)),
+        (7, "sum", (10, 4)),
+    ],
+    "down, then up": [
+        (5, "sum", (2, 3)),
+        (4, "sum", (1, 5)),
+        (3, "sum", (0, 6)),
+        (4, "sum", (6, 7)),
+        (5, "sum", (5, 8)),
+        (6, "sum", (9, 3)),
+        (7, "sum", (10, 4)),
+    ],
+    # Every input is consumed on the way to one level, so that no leaf brings its detail back.
+    "all through P5": [
+        (5, "sum", (0, 1)),
+        (5, "sum", (3, 4)),
+        (3, "sum", (5, 6)),
+        (4, "sum", (5, 6)),
+        (5, "sum", (5, 6)),
+        (6, "sum", (5, 6)),
+        (7, "sum", (5, 6)),
+    ],
+    "all through P7": [
+        (7, "sum", (0, 1)),
+        (7, "sum", (2, 3)),
+        (3, "sum", (5, 6)),
+        (4, "sum", (5, 6)),
+        (5, "sum", (5, 6)),
+        (6, "sum", (5, 6)),
+        (7, "sum", (5, 6)),
+    ],
+}
+
+
+def _graph(cells: Cells) -> Architecture:
+    return Architecture(tuple(MergeCell(inputs, level, op) for level, op, inputs in cells))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("runs/fidelity"))
+    parser.add_argument("--steps", type=int, default=2000, help="of full training, 16 images each")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of full training")
+    parser.add_argument("--proxy-seeds", type=int, nargs="+", default=[10, 11, 12])
+    parser.add_argument("--proxies", nargs="+", default=["frozen", "full"], help="protocols to measure")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--plot", type=Path, metavar="PNG")
+    parser.add_argument("--only", nargs=2, metavar=("RUN", "SEED"), help="one run, in this process")
+    args = parser.parse_args()
+    runs = Runs(args.folder, f"steps{args.steps}", "experiments.fidelity", _arguments(args))
+    if args.only:
+        run = Run(args.only[0], int(args.only[1]))
+        torch.set_num_threads(1)
+        runs.write(run, make_run(run, args.steps))
+        return
+    names = list(graphs())
+    config = load_config("shapes", Config)
+    if "frozen" in args.proxies:  # prepared once, before the jobs need it
+        load_frozen(config, load_split(config.data, None, "train"))
+    proxied = [Run(f"{p} of {name}", s) for s in args.proxy_seeds for p in args.proxies for name in names]
+    runs.make(proxied, args.jobs)
+    runs.make([Run(f"{REFERENCE} of {name}", seed) for seed in args.seeds for name in names], args.jobs)
+    reference = np.array([[runs.read(Run(f"{REFERENCE} of {n}", s))["ap"] for s in args.seeds] for n in names])
+    measured = {
+        protocol: [[runs.read(Run(f"{protocol} of {n}", s)) for s in args.proxy_seeds] for n in names]
+        for protocol in args.proxies
+    }
+    report(names, reference, measured, args.steps)
+    if args.plot is not None:
+        plot(reference, measured, args.plot)
+
+
+def _arguments(args: argparse.Namespace) -> list[str]:
+    return ["--folder", str(args.folder), "--steps", str(args.steps)]
+
+
+def make_run(run: Run, steps: int) -> dict[str, Any]:
+    """What one run measures: AP of full training, or the metrics of a protocol at each of its budgets."""
+    kind, _, name = run.name.partition(" of ")
+    graph = graphs()[name].canonical()
+    config = load_config("shapes", Config)
+    if kind == REFERENCE:
+        return full_training(config, graph, run.seed, steps)
+    data = load_split(config.data, None, "train")
+    measure = frozen_metrics if kind == "frozen" else full_metrics
+    budgets = FROZEN_STEPS if kind == "frozen" else FULL_STEPS
+    return {str(Proxied(kind, budget)): measure(config, data, graph, run.seed, budget) for budget in budgets}
+
+
+def full_training(config: Config, graph: Architecture, seed: int, steps: int) -> dict[str, Any]:
+    """The whole detector from scratch, as train-final does it, in batches of the proxy's size."""
+    start = time.process_time()
+    update = {"seed": seed, "steps": steps, "batch_size": config.proxy.trial.batch_size}
+    training = config.training.model_copy(update=update)
+    data, validation = (load_split(config.data, None, split) for split in ("train", "val"))
+    torch.manual_seed(seed)
+    model = make_model(config, graph, data.num_classes).to(memory_format=torch.channels_last)
+    loader = training_loader(data, training, model.padding_multiple)
+    train(model, loader.load(draws_of(data, training).batches()), training, CPU)
+    views = views_of(validation, training, config.detector.testing, model.padding_multiple)
+    ap, ap50 = ap_and_ap50(validation, detect_split(model, views, validation.image_hw, CPU))
+    return {"ap": ap, "ap50": ap50, "seconds": time.process_time() - start}
+
+
+def load_frozen(config: Config, data: CocoData) -> FrozenProxy:
+    proxy = load_proxy(config, data, load_prior(config.search.prior), CPU, lambda what, step, steps: None)
+    assert isinstance(proxy, FrozenProxy)
+    return proxy
+
+
+def with_steps(config: Config, steps: int) -> Config:
+    warmup = max(1, steps // 10)
+    trial = config.proxy.trial.model_copy(update={"steps": steps, "warmup_steps": warmup})
+    return config.model_copy(update={"proxy": config.proxy.model_copy(update={"trial": trial})})
+
+
+def frozen_metrics(config: Config, data: CocoData, graph: Architecture, seed: int, steps: int) -> dict[str, float]:
+    """A trial's AP, AP50 and loss; and AP with norms estimated anew once the weights are final."""
+    proxy = load_frozen(with_steps(config, steps), data)
+    start = time.process_time()
+    heads = proxy.trained(graph, seed)
+    ap, ap50 = ap_and_ap50(proxy.reward, proxy.detections(heads))
+    seconds = time.process_time() - start
+    loss = reward_loss(heads, proxy.reward_cache)
+    start = time.process_time()
+    estimate_statistics(heads, proxy.trial_cache.shuffled(LOSS_BATCH, STATISTICS_BATCHES, seed))
+    anew = time.process_time() - start
+    ap_anew, _ = ap_and_ap50(proxy.reward, proxy.detections(heads))
+    return {
+        "AP": ap,
+        "AP50": ap50,
+        "-loss": -loss,
+        "AP, norms anew": ap_anew,
+        "seconds": seconds,
+        "seconds, norms anew": seconds + anew,
+    }
+
+
+def full_metrics(config: Config, data: CocoData, graph: Architecture, seed: int, steps: int) -> dict[str, float]:
+    """The whole detector from scratch, on the proxy's parts."""
+    proxy = FullProxy(with_steps(config, steps), data, CPU)
+    start = time.process_time()
+    ap = proxy.evaluate(graph, seed)
+    return {"AP": ap, "seconds": time.process_time() - start}
+
+
+@torch.no_grad()
+def reward_loss(heads: DetectionHeads, cache: FeatureCache) -> float:
+    """Mean of the training loss over the reward part, norms as in testing."""
+    heads.eval()
+    torch.manual_seed(0)  # it draws samples of regions
+    losses = []
+    for batch in cache.ordered(LOSS_BATCH):
+        losses.append(float(torch.stack(list(heads(*batch).values())).sum()))
+    return statistics.fmean(losses)
+
+
+@torch.no_grad()
+def estimate_statistics(heads: DetectionHeads, batches: Iterator[Any]) -> None:
+    """Set batch norm's statistics to the mean over some batches, under the weights as they are."""
+    norms = batch_norms(heads.pyramid)
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean
+    heads.train()
+    for batch in batches:
+        heads.pyramid(batch.features)
+    heads.eval()
+
+
+class Judged(NamedTuple):
+    """What one metric of one budget says of every graph: rewards (graphs, seeds), and CPU seconds a trial."""
+
+    rewards: NDArray[np.float64]
+    seconds: float
+
+
+def judged(measured: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> dict[str, Judged]:
+    """By budget and metric."""
+    found = {}
+    for protocol, of_graphs in measured.items():
+        for proxied in (p for p in PROXIES if p.protocol == protocol):
+            for metric in (m for m in of_graphs[0][0][str(proxied)] if not m.startswith("seconds")):
+                cost = "seconds, norms anew" if metric == "AP, norms anew" else "seconds"
+                rewards = np.array([[run[str(proxied)][metric] for run in seeds] for seeds in of_graphs])
+                seconds = statistics.fmean(run[str(proxied)][cost] for seeds in of_graphs for run in seeds)
+                found[f"{proxied}, {metric}"] = Judged(rewards, seconds)
+    return found
+
+
+def noise_and_spread(rewards: NDArray[np.float64]) -> tuple[float, float]:
+    """Standard deviation from seed to seed, and between the true means of graphs: (graphs, seeds) -> two numbers."""
+    within = float(rewards.var(axis=1, ddof=1).mean())
+    between = float(rewards.mean(axis=1).var(ddof=1)) - within / rewards.shape[1]
+    return within**0.5, max(0.0, between) ** 0.5
+
+
+def ceiling(reference: NDArray[np.float64]) -> float:
+    """The tau of a perfect proxy with the mean of a noisy reference (graphs, seeds)."""
+    noise, spread = noise_and_spread(reference)
+    reliability = spread**2 / (spread**2 + noise**2 / reference.shape[1]) if spread else 0.0
+    return 2 / math.pi * math.asin(reliability**0.5)
+
+
+def tau(rewards: NDArray[np.float64], reference: NDArray[np.float64]) -> float:
+    """Kendall's tau of single-seed rewards (graphs, seeds) with a reference (graphs,): the mean over seeds."""
+    taus = [float(kendalltau(column, reference).statistic) for column in rewards.T]
+    return statistics.fmean(0.0 if math.isnan(value) else value for value in taus)
+
+
+def best_third(reference: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The graphs that the reference (graphs,) holds for best."""
+    return np.argsort(-reference)[: max(3, len(reference) // 3)]
+
+
+def interval(statistic: Callable[[NDArray[np.int64]], float], count: int) -> tuple[float, float]:
+    """90 %, by bootstrap over graphs. A draw of few different graphs says nothing and is drawn again."""
+    stream = np.random.default_rng(0)
+    values: list[float] = []
+    while len(values) < RESAMPLES:
+        chosen = stream.integers(0, count, count)
+        if len(set(chosen.tolist())) > 2:
+            values.append(statistic(chosen))
+    low, high = np.quantile(values, [0.05, 0.95])
+    return float(low), float(high)
+
+
+def report(
+    names: Sequence[str],
+    reference: NDArray[np.float64],
+    measured: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
+    steps: int,
+) -> None:
+    means = reference.mean(axis=1)
+    noise, spread = noise_and_spread(reference)
+    low, high = interval(lambda chosen: ceiling(reference[chosen]), len(names))
+    print(f"full training: {steps} steps of 16 images from scratch, {reference.shape[1]} seeds, AP on `val`")
+    print(f"noise {noise:.4f}, spread {spread:.4f}, ceiling of tau {ceiling(reference):.2f} ({low:.2f} to {high:.2f})")
+    print("\n| graph | full training | standard error |\n|---|---|---|")
+    for index in np.argsort(-means):
+        print(f"| {names[index]} | {means[index]:.4f} | {noise / reference.shape[1] ** 0.5:.4f} |")
+    top = best_third(means)
+    print(f"\n| proxy | CPU s | noise | spread | tau | 90 % | tau of the best {len(top)} | 90 % |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, (rewards, seconds) in judged(measured).items():
+        noise, spread = noise_and_spread(rewards)
+        cells = [name, f"{seconds:.1f}", f"{noise:.4f}", f"{spread:.4f}"]
+        for chosen in (np.arange(len(names)), top):
+            part, against = rewards[chosen], means[chosen]
+            low, high = interval(lambda draw, part=part, against=against: tau(part[draw], against[draw]), len(chosen))  # type: ignore[misc]
+            cells += [f"{tau(part, against):.2f}", f"{low:.2f} to {high:.2f}"]
+        print("| " + " | ".join(cells) + " |")
+
+
+def plot(
+    reference: NDArray[np.float64], measured: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], path: Path
+) -> None:
+    """Rewards of each budget over AP of full training."""
+    from matplotlib.figure import Figure
+
+    shown = {name: found for name, found in judged(measured).items() if name.endswith(", AP")}
+    figure = Figure(figsize=(3 * len(shown), 3.2), layout="constrained")
+    for axes, (name, (rewards, seconds)) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items()):  # noqa: B905
+        axes.errorbar(reference.mean(1), rewards.mean(1), rewards.std(1, ddof=1), fmt="o", ms=4, lw=1)
+        axes.set(title=f"{name.removesuffix(', AP')} steps, {seconds:.1f} s", xlabel="AP of full training")
+    figure.axes[0].set_ylabel("AP of the proxy")
+    figure.savefig(path, dpi=130)
+
+
+if __name__ == "__main__":
+    main()

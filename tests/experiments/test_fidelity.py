@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+import torch
+from scipy.stats import kendalltau
+
+from detector.architecture import LEVELS
+from detector.coco import load_split
+from detector.config import load_config
+from experiments import fidelity
+from experiments.runs import Run
+from nas.config import Config
+
+STREAM = np.random.default_rng(0)
+
+
+def rewards(graphs: int, seeds: int, spread: float, noise: float) -> np.ndarray:
+    truth = STREAM.normal(0.3, spread, (graphs, 1))
+    return truth + STREAM.normal(0, noise, (graphs, seeds))
+
+
+def test_graphs_are_different_and_of_the_published_size() -> None:
+    graphs = fidelity.graphs()
+    assert len({graph.hash for graph in graphs.values()}) == len(graphs) == 16
+    assert {len(graph.cells) for graph in graphs.values()} == {7}
+
+
+@pytest.mark.parametrize("level", [5, 7])
+def test_what_throws_information_away_does(level: int) -> None:
+    """No leaf and no input brings a finer map to an output than the level that all goes through."""
+    graph = fidelity.graphs()[f"all through P{level}"]
+    for cell in graph.cells[2:]:
+        assert {graph.feature_levels[i] for i in cell.inputs} == {level}
+    leaves = [leaf for index in range(7) for leaf in graph.leaves_into(index)]
+    assert all(LEVELS[leaf] >= 5 for leaf in leaves)
+
+
+def test_noise_and_spread_are_told_apart() -> None:
+    noise, spread = fidelity.noise_and_spread(rewards(4000, 3, spread=0.05, noise=0.02))
+    assert noise == pytest.approx(0.02, rel=0.05)
+    assert spread == pytest.approx(0.05, rel=0.05)
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.05])
+def test_the_ceiling_is_the_tau_of_a_perfect_proxy(noise: float) -> None:
+    truth = STREAM.normal(0, 0.05, 3000)
+    reference = truth[:, None] + STREAM.normal(0, noise, (3000, 3))
+    measured = kendalltau(truth, reference.mean(1)).statistic
+    assert fidelity.ceiling(reference) == pytest.approx(measured, abs=0.02)
+
+
+def test_tau_is_that_of_one_seed() -> None:
+    truth = np.arange(5.0)
+    assert fidelity.tau(np.stack([truth, -truth], axis=1), truth) == 0.0
+    assert fidelity.tau(np.stack([truth, 2 * truth], axis=1), truth) == pytest.approx(1.0)
+    assert fidelity.tau(np.ones((5, 1)), truth) == 0.0
+
+
+def test_the_interval_covers_the_truth() -> None:
+    sample = STREAM.normal(0, 1, 40)
+    low, high = fidelity.interval(lambda chosen: float(sample[chosen].mean()), 40)
+    assert low < sample.mean() < high
+    assert high - low == pytest.approx(2 * 1.645 * sample.std() / 40**0.5, rel=0.1)
+
+
+def test_norms_estimated_anew_hold_the_mean_over_the_batches() -> None:
+    config = load_config("smoke", Config)
+    proxy = fidelity.load_frozen(config, load_split(config.data, None, "train"))
+    heads = proxy.trained(fidelity.graphs()["published"], 0)
+    before = {name: value.clone() for name, value in heads.state_dict().items()}
+    fidelity.estimate_statistics(heads, proxy.trial_cache.shuffled(16, 2, 0))
+    changed = {n for n, value in heads.state_dict().items() if not torch.equal(value, before[n])}
+    assert changed == {n for n in before if (n.startswith("pyramid") and "running" in n) or "num_batches" in n}
+    first = heads.pyramid.cells[0]
+    inputs: list[torch.Tensor] = []
+    first.conv.register_forward_hook(lambda _module, _args, out: inputs.append(out))
+    heads.train()
+    with torch.no_grad():
+        for batch in proxy.trial_cache.shuffled(16, 2, 0):
+            heads.pyramid(batch.features)
+    expected = torch.stack([out.mean((0, 2, 3)) for out in inputs]).mean(0)
+    torch.testing.assert_close(first.norm.running_mean, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_runs_measure_and_are_reported(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path) -> None:
+    monkeypatch.setattr(fidelity, "load_config", lambda name, model: load_config("smoke", model))
+    monkeypatch.setattr(fidelity, "FROZEN_STEPS", (1, 2))
+    monkeypatch.setattr(fidelity, "FULL_STEPS", (2,))
+    monkeypatch.setattr(
+        fidelity, "PROXIES", (*(fidelity.Proxied("frozen", s) for s in (1, 2)), fidelity.Proxied("full", 2))
+    )
+    names = list(fidelity.graphs())[:4]
+    full = fidelity.make_run(Run("full training of top-down", 0), 3)
+    assert 0 <= full["ap"] <= full["ap50"] + 1e-9
+    measured = {p: [fidelity.make_run(Run(f"{p} of {n}", 1), 3) for n in names] for p in ("frozen", "full")}
+    runs = {p: [[run, run] for run in of_graphs] for p, of_graphs in measured.items()}
+    reference = rewards(4, 2, 0.05, 0.01)
+    fidelity.report(names, reference, runs, 3)
+    out = capsys.readouterr().out
+    assert "| frozen 2, AP, norms anew |" in out
+    assert "| full 2, AP |" in out
+    fidelity.plot(reference, runs, tmp_path / "f.png")
+    assert (tmp_path / "f.png").stat().st_size > 5000
