@@ -1,0 +1,193 @@
+"""A benchmark of the FPN search space: graph -> mean and noise of its reward, without training anything.
+
+The table (experiments/tabular.csv) holds graphs whose rewards were measured with the default proxy of `shapes`; what is
+not in it is predicted by regression on features of the graph. `tabular.json` beside it says with which proxy, seeds,
+commands and machine.
+
+    from nas.tabular import load_tabular
+    load_tabular().estimate(Architecture.load("best.json"))   # Estimate(mean=0.43, sd=0.008, is_known=False)
+"""
+
+import csv
+import functools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detector.architecture import PRIORS, Architecture, MergeCell, Op
+from detector.errors import UserError
+from nas.graph_features import graph_features
+
+FOLDS = 10
+OPS: Mapping[str, Op] = {"+": "sum", "*": "attention"}
+
+
+class Estimate(NamedTuple):
+    """Of a graph's rewards: their mean and their standard deviation from seed to seed. is_known: it was measured, and
+    not only predicted.
+    """
+
+    mean: float
+    sd: float
+    is_known: bool
+
+
+class Row(NamedTuple):
+    """One measured graph: where it came from, and its rewards by seed."""
+
+    graph: Architecture
+    source: str
+    rewards: Mapping[int, float]
+
+
+class Tabular:
+    """The benchmark of some measured graphs.
+
+    A measured reward is noisy, and the best of many the most: so a known graph's mean is between its measured mean and
+    its prediction, weighted by how far each is off on average.
+    """
+
+    def __init__(self, rows: Sequence[Row], description: Mapping[str, Any]) -> None:
+        self.rows = rows
+        self.description = description
+        self.known = {row.graph.hash: row for row in rows}
+        self.features = np.array([graph_features(row.graph) for row in rows])
+        self.means = np.array([np.mean(list(row.rewards.values())) for row in rows])
+        self.sd = noise_of(rows)
+        self.off = prediction_error(self.features, self.means, np.array([len(row.rewards) for row in rows]), self.sd)
+        self.regression = fitted(self.features, self.means)
+        self._estimates: dict[str, Estimate] = {}
+
+    def estimate(self, architecture: Architecture) -> Estimate:
+        return self.estimates([architecture])[0]
+
+    def estimates(self, architectures: Iterable[Architecture]) -> list[Estimate]:
+        """Of several graphs, sooner than one by one."""
+        hashes, new = [], {}
+        for architecture in architectures:
+            hashes.append(architecture.hash)
+            if hashes[-1] not in self._estimates:
+                new[hashes[-1]] = architecture
+        if new:
+            predicted = predict(self.regression, np.array([graph_features(graph) for graph in new.values()]))
+            for graph_hash, mean in zip(new, predicted.tolist(), strict=True):
+                self._estimates[graph_hash] = self._combined(graph_hash, mean)
+        return [self._estimates[graph_hash] for graph_hash in hashes]
+
+    def _combined(self, graph_hash: str, predicted: float) -> Estimate:
+        row = self.known.get(graph_hash)
+        if row is None:
+            return Estimate(predicted, self.sd, False)
+        measured = list(row.rewards.values())
+        of_prediction, of_measured = 1 / self.off**2, len(measured) / self.sd**2
+        mean = (of_prediction * predicted + of_measured * float(np.mean(measured))) / (of_prediction + of_measured)
+        return Estimate(mean, self.sd, True)
+
+    def reward(self, architecture: Architecture, seed: int) -> float:
+        """A reward as a trial would give it: noise depends on graph and seed only."""
+        mean, sd, _ = self.estimate(architecture)
+        stream = np.random.default_rng([seed, int(architecture.hash[:15], 16)])
+        return min(1.0, max(0.0, mean + sd * float(stream.standard_normal())))
+
+
+def noise_of(rows: Sequence[Row]) -> float:
+    """The standard deviation from seed to seed, pooled over graphs that have several. Raises ValueError if none has."""
+    samples = [list(row.rewards.values()) for row in rows if len(row.rewards) > 1]
+    if not samples:
+        raise ValueError("no graph was measured with several seeds")
+    squares = sum(float(np.var(sample, ddof=1)) * (len(sample) - 1) for sample in samples)
+    return float((squares / sum(len(sample) - 1 for sample in samples)) ** 0.5)
+
+
+def fitted(features: NDArray[np.float64], means: NDArray[np.float64]) -> list[Any]:
+    """Two kinds of regression trees, whose mean errs less than either."""
+    try:
+        from sklearn.ensemble import ExtraTreesRegressor, HistGradientBoostingRegressor
+    except ModuleNotFoundError as error:
+        raise UserError("the tabular benchmark needs scikit-learn: pip install 'nas-detector[studies]'") from error
+    return [
+        ExtraTreesRegressor(300, min_samples_leaf=2, max_features=0.4, random_state=0).fit(features, means),
+        HistGradientBoostingRegressor(learning_rate=0.05, max_iter=300, l2_regularization=1.0, random_state=0).fit(
+            features, means
+        ),
+    ]
+
+
+def predict(regression: Sequence[Any], features: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.mean([model.predict(features) for model in regression], axis=0), dtype=np.float64)
+
+
+def out_of_fold(features: NDArray[np.float64], means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What is predicted of each graph by regressions that did not see it."""
+    fold_of = np.random.default_rng(0).permutation(len(means)) % FOLDS
+    predicted = np.empty_like(means)
+    for fold in range(FOLDS):
+        held = fold_of == fold
+        predicted[held] = predict(fitted(features[~held], means[~held]), features[held])
+    return predicted
+
+
+def prediction_error(
+    features: NDArray[np.float64], means: NDArray[np.float64], runs: NDArray[np.int64], sd: float
+) -> float:
+    """By how much (root mean square) predictions miss the true means: what is left of their out-of-fold error when the
+    measured means' own noise is taken off. At least a tenth of that noise.
+    """
+    square = float(np.mean((out_of_fold(features, means) - means) ** 2)) - float(np.mean(sd**2 / runs))
+    return float(max(square, (0.1 * sd) ** 2) ** 0.5)
+
+
+def to_text(architecture: Architecture) -> str:
+    """`1*3@4 1+5@4 ...`: for each cell its inputs, + for sum or * for attention between them, and its level."""
+    signs = {op: sign for sign, op in OPS.items()}
+    return " ".join(f"{c.inputs[0]}{signs[c.op]}{c.inputs[1]}@{c.level}" for c in architecture.canonical().cells)
+
+
+def from_text(text: str) -> Architecture:
+    """The inverse of to_text. Raises ValueError."""
+    cells = []
+    for word in text.split():
+        inputs, _, level = word.partition("@")
+        sign = "*" if "*" in inputs else "+"
+        first, _, second = inputs.partition(sign)
+        cells.append(MergeCell((int(first), int(second)), int(level), OPS[sign]))
+    return Architecture(tuple(cells), PRIORS["nas-fpn"].repeats, PRIORS["nas-fpn"].attention)
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Whole or not at all."""
+    partial = path.with_suffix(".partial")
+    with open(partial, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Row._fields)
+        for row in rows:
+            rewards = " ".join(f"{seed}:{reward:.5f}" for seed, reward in sorted(row.rewards.items()))
+            writer.writerow([to_text(row.graph), row.source, rewards])
+    partial.replace(path)
+
+
+def read_rows(text: str) -> list[Row]:
+    """The inverse of write_rows."""
+    rows = []
+    for entry in csv.DictReader(text.splitlines()):
+        pairs = (pair.split(":") for pair in entry["rewards"].split())
+        rewards = {int(seed): float(reward) for seed, reward in pairs}
+        rows.append(Row(from_text(entry["graph"]), entry["source"], rewards))
+    return rows
+
+
+@functools.lru_cache(maxsize=1)
+def load_tabular() -> Tabular:
+    """The benchmark that comes with the package; fitting its regression takes a minute. Raises UserError."""
+    folder = resources.files("experiments")
+    try:
+        rows = read_rows((folder / "tabular.csv").read_text(encoding="utf-8"))
+        description = json.loads((folder / "tabular.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"experiments/tabular.csv: cannot be read ({error.strerror})") from error
+    return Tabular(rows, description)

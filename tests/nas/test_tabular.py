@@ -1,0 +1,100 @@
+"""The benchmark on made-up measurements whose truth is known."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from controller.decisions import mutate, uniform
+from detector.architecture import PRIORS
+from nas.graph_features import graph_features
+from nas.space import space_around
+from nas.tabular import Row, Tabular, from_text, noise_of, out_of_fold, read_rows, to_text, write_rows
+from tests.detector.test_architecture import relabelled, valid_orders
+
+PRIOR = PRIORS["nas-fpn"]
+SPACE = space_around(PRIOR)
+NOISE = 0.02
+
+
+def truth(graph) -> float:
+    """Something that depends on the graph's structure, and not on how it is written."""
+    levels = graph.feature_levels
+    return (
+        0.3 + 0.02 * sum(cell.op == "sum" for cell in graph.cells) - 0.03 * len(graph.leaves) + 0.01 * levels.count(4)
+    )
+
+
+@pytest.fixture(scope="module")
+def tabular() -> Tabular:
+    stream = np.random.default_rng(0)
+    rows = []
+    for index in range(150):
+        graph = SPACE.architecture(uniform(SPACE, stream))
+        seeds = (0, 1) if index % 3 == 0 else (0,)
+        rows.append(Row(graph, "random", {seed: truth(graph) + NOISE * stream.standard_normal() for seed in seeds}))
+    return Tabular(rows, {"machine": "made up"})
+
+
+def test_features_do_not_depend_on_how_a_graph_is_written(random_graphs) -> None:
+    for graph in [PRIOR, *random_graphs(10)]:
+        for order in valid_orders(graph)[:6]:
+            other = relabelled(graph, order, swap=True)
+            np.testing.assert_array_equal(graph_features(other), graph_features(graph))
+
+
+def test_features_tell_most_neighbours_apart() -> None:
+    stream = np.random.default_rng(1)
+    graphs = {PRIOR.hash: PRIOR}
+    for _ in range(200):
+        graph = SPACE.architecture(mutate(SPACE, SPACE.decisions(PRIOR), 1, stream))
+        graphs[graph.hash] = graph
+    different = {graph_features(graph).tobytes() for graph in graphs.values()}
+    assert len(different) > 0.9 * len(graphs)
+
+
+def test_noise_and_error_of_prediction_are_those_of_the_measurements(tabular: Tabular) -> None:
+    assert tabular.sd == pytest.approx(NOISE, rel=0.25)
+    held_out = out_of_fold(tabular.features, tabular.means)
+    true = np.array([truth(row.graph) for row in tabular.rows])
+    assert tabular.off == pytest.approx(float(np.sqrt(np.mean((held_out - true) ** 2))), rel=0.35)
+
+
+def test_estimates_of_new_graphs_follow_the_truth(tabular: Tabular) -> None:
+    stream = np.random.default_rng(2)
+    graphs = [SPACE.architecture(uniform(SPACE, stream)) for _ in range(100)]
+    estimates = tabular.estimates(graphs)
+    assert not any(estimate.is_known for estimate in estimates)
+    assert np.corrcoef([e.mean for e in estimates], [truth(graph) for graph in graphs])[0, 1] > 0.8
+
+
+def test_a_known_graph_is_between_its_measurement_and_its_prediction(tabular: Tabular) -> None:
+    estimates = tabular.estimates(row.graph for row in tabular.rows)
+    assert all(estimate.is_known for estimate in estimates)
+    for row, estimate in zip(tabular.rows, estimates, strict=True):
+        predicted = tabular.regression[0].predict(graph_features(row.graph)[None])[0] / 2
+        predicted += tabular.regression[1].predict(graph_features(row.graph)[None])[0] / 2
+        low, high = sorted([predicted, float(np.mean(list(row.rewards.values())))])
+        assert low - 1e-9 <= estimate.mean <= high + 1e-9
+
+
+def test_rewards_depend_on_graph_and_seed_only_and_scatter_by_sd(tabular: Tabular) -> None:
+    rewards = [tabular.reward(PRIOR, seed) for seed in range(400)]
+    assert rewards[:3] == [tabular.reward(PRIOR.canonical(), seed) for seed in range(3)]
+    assert np.std(rewards) == pytest.approx(tabular.sd, rel=0.1)
+    assert np.mean(rewards) == pytest.approx(tabular.estimate(PRIOR).mean, abs=4 * tabular.sd / 20)
+
+
+def test_rows_round_trip(tabular: Tabular, tmp_path: Path) -> None:
+    write_rows(tmp_path / "t.csv", tabular.rows)
+    for read, row in zip(read_rows((tmp_path / "t.csv").read_text()), tabular.rows, strict=True):
+        assert read.graph.hash == row.graph.hash
+        assert read.source == row.source
+        assert read.rewards == pytest.approx(row.rewards, abs=5e-6)
+    assert from_text(to_text(PRIOR)).hash == PRIOR.hash
+    assert to_text(PRIOR).startswith("1*3@4 ")
+
+
+def test_a_table_without_repeated_graphs_knows_no_noise() -> None:
+    with pytest.raises(ValueError, match="several seeds"):
+        noise_of([Row(PRIOR, "prior", {0: 0.3})])
