@@ -49,8 +49,8 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw rewards over episodes")
     args = parser.parse_args()
     for seed in args.seeds:
-        search(args, f"random-{seed}", "random", seed, INITIAL_EPISODES)
-        search(args, f"reinforce-{seed}", "reinforce", seed, EPISODES)
+        search(args.config, args.database, f"random-{seed}", "random", seed, INITIAL_EPISODES)
+        search(args.config, args.database, f"reinforce-{seed}", "reinforce", seed, EPISODES)
     config = load_config(args.config, Config)
     prior = load_prior(config.search.prior)
     if prior is None:
@@ -68,9 +68,10 @@ def main() -> None:
         report_winner(seed, learned, store, prior, runs)
 
 
-def search(args: argparse.Namespace, study: str, algorithm: str, seed: int, count: int) -> None:
+def search(config: str, database: Path, study: str, algorithm: str, seed: int, count: int) -> None:
+    """One study, continued if it is there; its best graphs are looked at here, so it is not to confirm them."""
     command = [sys.executable, "-c", "import sys; from nas.cli import search; sys.exit(search())"]
-    command += ["--config", args.config, "--database", str(args.database), "--study", study]
+    command += ["--config", config, "--database", str(database), "--study", study, "--confirm", "0"]
     command += ["--algorithm", algorithm, "--seed", str(seed), "--episodes", str(count)]
     subprocess.run(command, check=True)
 

@@ -317,10 +317,15 @@ class Store:
         with self._begin() as session:
             row = session.scalar(select(StudyRow).where(StudyRow.name == name))
             if row is None:
-                names = session.scalars(select(StudyRow.name).order_by(StudyRow.id)).all()
+                names = list(session.scalars(select(StudyRow.name).order_by(StudyRow.id)))
                 there = f"it holds {', '.join(names)}" if names else "it holds no study yet"
                 raise UserError(f"--database {self.database}: has no study {name!r}; {there}")
             return row.id, Study(row.name, row.config, row.seed, row.data_hash)
+
+    def studies(self) -> list[str]:
+        """Their names, oldest first."""
+        with self._begin() as session:
+            return list(session.scalars(select(StudyRow.name).order_by(StudyRow.id)))
 
     def episodes(self, study_id: int) -> list[Episode]:
         """All episodes, by number."""

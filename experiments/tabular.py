@@ -1,0 +1,175 @@
+"""Makes the tabular benchmark: python -m experiments.tabular --database runs/learning.db --folder runs/tabular --jobs 2
+
+Measures graphs of `shapes` with the default proxy: uniformly random ones, neighbours of the published one (one to six
+decisions changed), and those of a search by evolution. Joins what the searches of `python -m experiments.learning`
+measured (policy samples), and measures every tenth graph with two more seeds, for the noise. Writes tabular.csv and
+tabular.json into --output, and prints how well graphs are predicted that the regression has not seen: random ones, the
+best tenth, and all that evolution proposed.
+
+Restartable: each piece of 20 graphs is one file in --folder.
+"""
+
+import argparse
+import json
+import platform
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import kendalltau
+
+from controller.decisions import mutate, uniform
+from detector.architecture import PRIORS, Architecture
+from detector.coco import load_split
+from detector.config import load_config
+from experiments.fidelity import CPU
+from experiments.learning import EPISODES, search
+from experiments.runs import Run, Runs
+from nas.config import Config
+from nas.preparation import VERSION
+from nas.proxy import load_proxy
+from nas.space import load_prior, space_around
+from nas.store import State, Store
+from nas.tabular import Row, Tabular, fitted, from_text, out_of_fold, predict, to_text, write_rows
+
+PIECE = 20
+SEED = 100  # of uniform graphs and neighbours; searches bring their own
+MORE_SEEDS = (101, 102)
+REPEATED = 10  # every tenth graph is measured with more seeds
+MOST_CHANGED = 6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--database", type=Path, required=True, help="searches with the default proxy")
+    parser.add_argument("--folder", type=Path, default=Path("runs/tabular"))
+    parser.add_argument("--output", type=Path, default=Path("experiments"))
+    parser.add_argument("--uniform", type=int, default=400, help="graphs")
+    parser.add_argument("--neighbours", type=int, default=400, help="graphs")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--only", nargs=2, metavar=("SOURCE", "PIECE"), help="one piece, in this process")
+    args = parser.parse_args()
+    arguments = ["--folder", str(args.folder), "--database", str(args.database)]
+    runs = Runs(args.folder, f"v{VERSION}", "experiments.tabular", arguments)
+    if args.only:
+        torch.set_num_threads(1)
+        run = Run(args.only[0], int(args.only[1]))
+        runs.write(run, {"measured": list(measure(wanted(runs, run)))})
+        return
+    pieces = [Run("uniform", piece) for piece in range(args.uniform // PIECE)]
+    pieces += [Run("neighbours", piece) for piece in range(args.neighbours // PIECE)]
+    search("shapes", args.database, "evolution-0", "evolution", 0, EPISODES)
+    runs.make(pieces, args.jobs)
+    once = joined(runs, pieces, args.database)
+    repeats = [Run("repeats", piece) for piece in range(-(-len(once[::REPEATED]) // PIECE))]
+    (args.folder / "repeated.json").write_text(json.dumps([to_text(row.graph) for row in once[::REPEATED]]))
+    runs.make(repeats, args.jobs)
+    rows = with_repeats(once, runs, repeats)
+    write_rows(args.output / "tabular.csv", rows)
+    description = describe(args)
+    (args.output / "tabular.json").write_text(json.dumps(description, indent=2) + "\n")
+    report(rows)
+
+
+def wanted(runs: Runs, run: Run) -> Iterator[tuple[Architecture, int]]:
+    """The graphs of a piece, with the seeds to measure them with."""
+    if run.name == "repeats":
+        chosen = json.loads((runs.folder / "repeated.json").read_text())[run.seed * PIECE : (run.seed + 1) * PIECE]
+        for text in chosen:
+            for seed in MORE_SEEDS:
+                yield from_text(text), seed
+        return
+    prior = PRIORS["nas-fpn"]
+    space, stream = space_around(prior), np.random.default_rng([run.name == "uniform", run.seed])
+    for _ in range(PIECE):
+        if run.name == "uniform":
+            decisions = uniform(space, stream)
+        else:
+            decisions = mutate(space, space.decisions(prior), int(stream.integers(1, MOST_CHANGED + 1)), stream)
+        yield space.architecture(decisions), SEED
+
+
+def measure(graphs: Iterator[tuple[Architecture, int]]) -> Iterator[tuple[str, int, float]]:
+    config = load_config("shapes", Config)
+    data = load_split(config.data, None, "train")
+    proxy = load_proxy(config, data, load_prior(config.search.prior), CPU, lambda what, step, steps: None)
+    for graph, seed in graphs:
+        yield to_text(graph), seed, proxy.evaluate(graph, seed)
+
+
+def joined(runs: Runs, pieces: Sequence[Run], database: Path) -> list[Row]:
+    """One row for every graph, by whoever proposed it first; a reward for every seed."""
+    found: dict[str, tuple[str, str, dict[int, float]]] = {}
+    for piece in pieces:
+        for text, seed, reward in runs.read(piece)["measured"]:
+            found.setdefault(from_text(text).hash, (text, piece.name, {}))[2][seed] = reward
+    store = Store(str(database), read_only=True)
+    for name in store.studies():
+        study_id, study = store.find_study(name)
+        _check_proxy(name, study.config)
+        for episode in store.episodes(study_id):
+            if episode.state == State.DONE and episode.reward is not None:
+                graph = store.architecture(episode.architecture_hash)
+                source = str(study.config["search"]["algorithm"])
+                entry = found.setdefault(graph.hash, (to_text(graph), source, {}))
+                entry[2][study.seed] = episode.reward
+    return [Row(from_text(text), source, rewards) for text, source, rewards in found.values()]
+
+
+def _check_proxy(study: str, config: Any) -> None:
+    ours = json.loads(load_config("shapes", Config).model_dump_json())
+    if config["proxy"] != ours["proxy"] or config["detector"] != ours["detector"] or config["proxy version"] != VERSION:
+        raise SystemExit(f"study {study!r} was measured with another proxy than today's default one")
+
+
+def with_repeats(once: Sequence[Row], runs: Runs, repeats: Sequence[Run]) -> list[Row]:
+    more: dict[str, dict[int, float]] = {}
+    for piece in repeats:
+        for text, seed, reward in runs.read(piece)["measured"]:
+            more.setdefault(from_text(text).hash, {})[seed] = reward
+    return [row._replace(rewards={**row.rewards, **more.get(row.graph.hash, {})}) for row in once]
+
+
+def describe(args: argparse.Namespace) -> dict[str, Any]:
+    config = load_config("shapes", Config)
+    return {
+        "command": f"python -m experiments.tabular --uniform {args.uniform} --neighbours {args.neighbours}",
+        "proxy version": VERSION,
+        "data hash": load_split(config.data, None, "train").hash,
+        "config": config.model_dump(mode="json"),
+        "seeds": {"uniform and neighbours": SEED, "repeats": MORE_SEEDS, "searches": "those of the studies"},
+        "machine": f"{platform.machine()}, CPU, one thread a trial",
+    }
+
+
+def report(rows: Sequence[Row]) -> None:
+    tabular = Tabular(rows, {})
+    sources = np.array([row.source for row in rows])
+    print(f"{len(rows)} graphs, {sum(len(row.rewards) for row in rows)} rewards, noise {tabular.sd:.4f}")
+    for source in sorted(set(sources)):
+        of_source = tabular.means[sources == source]
+        print(f"  {source}: {len(of_source)} graphs, mean {of_source.mean():.4f}, best {of_source.max():.4f}")
+    print("\n| held out | graphs | R2 | tau | error | of it noise |\n|---|---|---|---|---|---|")
+    features, means = tabular.features, tabular.means
+    show("random tenths", out_of_fold(features, means), means, tabular.sd)
+    for name, held in (
+        ("the best tenth", means >= np.quantile(means, 0.9)),
+        ("all that evolution proposed", sources == "evolution"),
+    ):
+        if held.any():
+            predicted = predict(fitted(features[~held], means[~held]), features[held])
+            show(name, predicted, means[held], tabular.sd)
+
+
+def show(name: str, predicted: NDArray[np.float64], means: NDArray[np.float64], noise: float) -> None:
+    error = float(np.sqrt(np.mean((predicted - means) ** 2)))
+    explained = 1 - error**2 / float(means.var())
+    tau = float(kendalltau(predicted, means).statistic)
+    print(f"| {name} | {len(means)} | {explained:.3f} | {tau:.3f} | {error:.4f} | {noise:.4f} |")
+
+
+if __name__ == "__main__":
+    main()
