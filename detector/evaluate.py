@@ -1,4 +1,7 @@
-"""COCO average precision by pycocotools."""
+"""COCO average precision: final scores by pycocotools, a proxy's rewards by faster-coco-eval.
+
+The latter's compiled matching gives the same numbers (a test compares them) in a fifth of the time.
+"""
 
 import contextlib
 import io
@@ -7,6 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from faster_coco_eval import COCO as FasterCOCO
+from faster_coco_eval import COCOeval_faster
 from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -46,7 +51,7 @@ def coco_metrics(data: CocoData, detections: Sequence[Detections]) -> Metrics:
 
 def evaluate(data: CocoData, detections: Sequence[Detections]) -> Evaluation:
     """The same, with the curves."""
-    precision = _accumulated(data, detections, by_area=True).eval["precision"]  # (IoU, recall, class, area, detections)
+    precision = _precision(data, detections)
     overall = precision[:, :, :, 0, 0]
     present = overall[:, :, (overall > -1).all((0, 1))]  # classes that the split holds
     curves = np.stack([present[0].mean(1), present[5].mean(1), present.mean((0, 2))])
@@ -62,13 +67,21 @@ def _metrics(data: CocoData, precision: NDArray[np.float64]) -> Metrics:
 
 
 def average_precision(data: CocoData, detections: Sequence[Detections]) -> float:
-    """COCO AP alone, at a quarter of the cost of all numbers."""
+    """COCO AP alone, at a twentieth of the cost of all numbers."""
     return ap_and_ap50(data, detections)[0]
 
 
 def ap_and_ap50(data: CocoData, detections: Sequence[Detections]) -> tuple[float, float]:
-    """COCO AP, and AP at IoU 0.5, at a quarter of the cost of all numbers."""
-    precision = _accumulated(data, detections, by_area=False).eval["precision"]
+    """COCO AP, and AP at IoU 0.5, at a twentieth of the cost of all numbers."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = FasterCOCO()
+        truth.dataset = _truth(data)
+        truth.createIndex()
+        evaluation = COCOeval_faster(truth, truth.loadRes(_all_rows(data, detections)), "bbox")
+        _limit(evaluation, data, by_area=False)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision = np.asarray(evaluation.eval["precision"])
     return _mean(precision) or 0.0, _mean(precision[0]) or 0.0
 
 
@@ -77,21 +90,31 @@ def _mean(precision: NDArray[np.float64]) -> float | None:
     return float(present.mean()) if present.size else None
 
 
-def _accumulated(data: CocoData, detections: Sequence[Detections], *, by_area: bool) -> Any:
-    """An accumulated COCOeval."""
-    nothing = np.array([[data.image_ids[0], 0, 0, 0, 0, 0, data.category_ids[0]]])  # loadRes takes no empty list
-    rows = [nothing, *(_rows(data, index, found) for index, found in enumerate(detections))]
+def _precision(data: CocoData, detections: Sequence[Detections]) -> NDArray[np.float64]:
+    """By IoU, recall, class, area, and number of detections."""
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        truth = _truth(data)
-        evaluation = COCOeval(truth, truth.loadRes(np.concatenate(rows)), "bbox")
-        evaluation.params.imgIds = data.image_ids.tolist()
-        evaluation.params.maxDets = [100]
-        if not by_area:
-            evaluation.params.areaRng = evaluation.params.areaRng[:1]
-            evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
+        truth = COCO()
+        truth.dataset = _truth(data)
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes(_all_rows(data, detections)), "bbox")
+        _limit(evaluation, data, by_area=True)
         evaluation.evaluate()
         evaluation.accumulate()
-    return evaluation
+    precision: NDArray[np.float64] = evaluation.eval["precision"]
+    return precision
+
+
+def _limit(evaluation: Any, data: CocoData, *, by_area: bool) -> None:
+    evaluation.params.imgIds = data.image_ids.tolist()
+    evaluation.params.maxDets = [100]
+    if not by_area:
+        evaluation.params.areaRng = evaluation.params.areaRng[:1]
+        evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
+
+
+def _all_rows(data: CocoData, detections: Sequence[Detections]) -> NDArray[np.float64]:
+    nothing = np.array([[data.image_ids[0], 0, 0, 0, 0, 0, data.category_ids[0]]])  # loadRes takes no empty list
+    return np.concatenate([nothing, *(_rows(data, index, found) for index, found in enumerate(detections))])
 
 
 def coco_results(data: CocoData, detections: Sequence[Detections]) -> list[dict[str, Any]]:
@@ -112,10 +135,10 @@ def _rows(data: CocoData, index: int, found: Detections) -> NDArray[np.float64]:
     return np.hstack((image, boxes[:, :2], size, found.scores.double().numpy()[:, None], category[:, None]))
 
 
-def _truth(data: CocoData) -> COCO:
-    truth = COCO()
+def _truth(data: CocoData) -> dict[str, Any]:
+    """COCO's annotation file."""
     image_of = np.repeat(np.arange(len(data)), np.diff(data.start))
-    truth.dataset = {
+    return {
         "images": [
             {"id": int(image_id), "height": int(h), "width": int(w)}
             for image_id, (h, w) in zip(data.image_ids, data.image_hw, strict=True)
@@ -133,5 +156,3 @@ def _truth(data: CocoData) -> COCO:
             for row, (x1, y1, x2, y2) in enumerate(data.boxes)
         ],
     }
-    truth.createIndex()
-    return truth

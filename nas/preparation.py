@@ -26,7 +26,7 @@ from nas.config import Config, ProxyConfig
 from nas.pool import CellPool, draw_graph
 from nas.space import space_around
 
-VERSION = 2  # raise it when trained weights or rewards change: caches and studies are known by it
+VERSION = 3  # raise it when trained weights or rewards change: caches and studies are known by it
 PARTS = ("pretrain", "trial", "reward")
 DETECTOR_FILE = "detector.pt"
 POOL_FILE = "pool.pt"

@@ -1,10 +1,12 @@
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from detector.coco import CocoData, find_split, load_coco
-from detector.evaluate import average_precision, coco_metrics, evaluate
+from detector.evaluate import ap_and_ap50, average_precision, coco_metrics, evaluate
 from detector.targets import Detections
 
 
@@ -42,7 +44,8 @@ def test_ap_by_hand(data: CocoData) -> None:
     metrics = coco_metrics(data, detections)
     assert metrics.ap_by_class["cat"] == pytest.approx(0.6)
     assert metrics.ap_by_class["dog"] == 0
-    assert metrics.ap == average_precision(data, detections) == pytest.approx(0.3)
+    assert metrics.ap == pytest.approx(0.3)
+    assert average_precision(data, detections) == pytest.approx(0.3)
 
 
 def test_detections_inside_a_crowd_region_are_no_mistakes(data: CocoData) -> None:
@@ -58,3 +61,39 @@ def test_curves_end_in_their_ap(data: CocoData) -> None:
     assert precision.shape == (3, 101)
     assert precision.mean(1).tolist() == pytest.approx([metrics.ap50, metrics.ap75, metrics.ap])
     assert precision[0].tolist() == pytest.approx([0.5] * 101)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_rewards_and_final_scores_agree(data: CocoData, seed: int) -> None:
+    """Many images with crowds, equal scores, more detections than count, and images or classes without any."""
+    stream = np.random.default_rng(seed)
+    images, classes = 12, 4
+    counts = stream.integers(0, 6, images)
+    total = int(counts.sum())
+    corners = stream.uniform(0, 200, (total, 2))
+    many = replace(
+        data,
+        image_ids=np.arange(100, 100 + images),
+        image_hw=np.full((images, 2), 300),
+        file_names=tuple(f"{i}.png" for i in range(images)),
+        start=np.concatenate([[0], counts.cumsum()]),
+        boxes=np.concatenate([corners, corners + stream.uniform(4, 90, (total, 2))], axis=1).astype(np.float32),
+        labels=stream.integers(0, classes - 1, total),
+        area=stream.uniform(10, 9000, total),
+        crowd=stream.random(total) < 0.2,
+        category_ids=tuple(range(5, 5 + classes)),
+        category_names=tuple("abcd"),
+    )
+    detections = []
+    for index in range(images):
+        boxes = torch.from_numpy(many.boxes[many.start[index] : many.start[index + 1]])
+        near = boxes + torch.from_numpy(stream.normal(0, 4, boxes.shape)).float()
+        near[:, 2:] = torch.maximum(near[:, 2:], near[:, :2] + 1)
+        extra = torch.from_numpy(stream.uniform(0, 100, (int(stream.integers(0, 130)), 4))).float()
+        extra[:, 2:] += extra[:, :2] + 1
+        scores = torch.from_numpy(stream.integers(1, 9, len(near) + len(extra)) / 10).float()
+        labels = torch.from_numpy(stream.integers(0, classes, len(scores)))
+        detections.append(Detections(torch.cat([near, extra]), scores, labels))
+    metrics = coco_metrics(many, detections)
+    assert ap_and_ap50(many, detections) == pytest.approx((metrics.ap, metrics.ap50), abs=1e-12)
+    assert 0 < metrics.ap < 1
