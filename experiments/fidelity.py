@@ -28,23 +28,18 @@ from scipy.stats import kendalltau
 from controller.decisions import mutate, uniform
 from detector.architecture import PRIORS, Architecture, MergeCell, Op
 from detector.cascade_rcnn import DetectionHeads
-from detector.checkpoint import make_model
 from detector.coco import CocoData, load_split
 from detector.config import load_config
 from detector.evaluate import ap_and_ap50
-from detector.inference import detect_split, views_of
-from detector.loader import training_loader
 from detector.norm import batch_norms
-from detector.sampling import draws_of
-from detector.train import train
+from experiments.full_training import CPU, full_training
+from experiments.full_training import NAME as FULL_TRAINING
 from experiments.runs import Run, Runs
 from nas.config import Config
 from nas.preparation import FeatureCache
 from nas.proxy import FrozenProxy, FullProxy, load_proxy
 from nas.space import load_prior, space_around
 
-CPU = torch.device("cpu")
-REFERENCE = "full training"
 FROZEN_STEPS = (5, 10, 20, 40, 80)
 FULL_STEPS = (100, 200)
 STATISTICS_BATCHES = 8  # from which norms are estimated anew
@@ -158,8 +153,8 @@ def main() -> None:
         load_frozen(config, load_split(config.data, None, "train"))
     proxied = [Run(f"{p} of {name}", s) for s in args.proxy_seeds for p in args.proxies for name in names]
     runs.make(proxied, args.jobs)
-    runs.make([Run(f"{REFERENCE} of {name}", seed) for seed in args.seeds for name in names], args.jobs)
-    reference = np.array([[runs.read(Run(f"{REFERENCE} of {n}", s))["ap"] for s in args.seeds] for n in names])
+    runs.make([Run(f"{FULL_TRAINING} of {name}", seed) for seed in args.seeds for name in names], args.jobs)
+    reference = np.array([[runs.read(Run(f"{FULL_TRAINING} of {n}", s))["ap"] for s in args.seeds] for n in names])
     measured = {
         protocol: [[runs.read(Run(f"{protocol} of {n}", s)) for s in args.proxy_seeds] for n in names]
         for protocol in args.proxies
@@ -178,27 +173,12 @@ def make_run(run: Run, steps: int) -> dict[str, Any]:
     kind, _, name = run.name.partition(" of ")
     graph = graphs()[name].canonical()
     config = load_config("shapes", Config)
-    if kind == REFERENCE:
+    if kind == FULL_TRAINING:
         return full_training(config, graph, run.seed, steps)
     data = load_split(config.data, None, "train")
     measure = frozen_metrics if kind == "frozen" else full_metrics
     budgets = FROZEN_STEPS if kind == "frozen" else FULL_STEPS
     return {str(Proxied(kind, budget)): measure(config, data, graph, run.seed, budget) for budget in budgets}
-
-
-def full_training(config: Config, graph: Architecture, seed: int, steps: int) -> dict[str, Any]:
-    """The whole detector from scratch, as train-final does it, in batches of the proxy's size."""
-    start = time.process_time()
-    update = {"seed": seed, "steps": steps, "batch_size": config.proxy.trial.batch_size}
-    training = config.training.model_copy(update=update)
-    data, validation = (load_split(config.data, None, split) for split in ("train", "val"))
-    torch.manual_seed(seed)
-    model = make_model(config, graph, data.num_classes).to(memory_format=torch.channels_last)
-    loader = training_loader(data, training, model.padding_multiple)
-    train(model, loader.load(draws_of(data, training).batches()), training, CPU)
-    views = views_of(validation, training, config.detector.testing, model.padding_multiple)
-    ap, ap50 = ap_and_ap50(validation, detect_split(model, views, validation.image_hw, CPU))
-    return {"ap": ap, "ap50": ap50, "seconds": time.process_time() - start}
 
 
 def load_frozen(config: Config, data: CocoData) -> FrozenProxy:

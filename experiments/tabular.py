@@ -25,7 +25,7 @@ from controller.decisions import mutate, uniform
 from detector.architecture import PRIORS, Architecture
 from detector.coco import load_split
 from detector.config import load_config
-from experiments.fidelity import CPU
+from experiments.full_training import CPU
 from experiments.learning import EPISODES, search
 from experiments.runs import Run, Runs
 from nas.config import Config

@@ -1,0 +1,47 @@
+"""Full training, which proxies and searches are judged by: the whole detector from scratch, as train-final does it."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from detector.architecture import Architecture
+from detector.checkpoint import make_model
+from detector.coco import load_split
+from detector.evaluate import ap_and_ap50
+from detector.inference import detect_split, views_of
+from detector.loader import training_loader
+from detector.sampling import draws_of
+from detector.train import train
+from nas.config import Config
+
+CPU = torch.device("cpu")
+NAME = "full training"
+
+
+def full_training(
+    config: Config,
+    graph: Architecture | None,
+    seed: int,
+    steps: int,
+    pyramid: Callable[[], nn.Module] | None = None,
+) -> dict[str, Any]:
+    """AP and AP50 on the validation split, and CPU seconds. None is the plain FPN; pyramid makes what is to stand
+    behind it instead of a graph. Batches are of the proxy's size, which is half of train-final's on `shapes`.
+    """
+    start = time.process_time()
+    update = {"seed": seed, "steps": steps, "batch_size": config.proxy.trial.batch_size}
+    training = config.training.model_copy(update=update)
+    data, validation = (load_split(config.data, None, split) for split in ("train", "val"))
+    torch.manual_seed(seed)
+    model = make_model(config, graph, data.num_classes)
+    if pyramid is not None:
+        model.heads.pyramid = pyramid()
+    model = model.to(memory_format=torch.channels_last)
+    loader = training_loader(data, training, model.padding_multiple)
+    train(model, loader.load(draws_of(data, training).batches()), training, CPU)
+    views = views_of(validation, training, config.detector.testing, model.padding_multiple)
+    ap, ap50 = ap_and_ap50(validation, detect_split(model, views, validation.image_hw, CPU))
+    return {"ap": ap, "ap50": ap50, "seconds": time.process_time() - start}
