@@ -69,9 +69,10 @@ def main() -> None:
     runs.make(repeats, args.jobs)
     rows = with_repeats(once, runs, repeats)
     write_rows(args.output / "tabular.csv", rows)
-    description = describe(args)
+    tabular = Tabular.measured(rows)
+    description = describe(args) | {"noise": tabular.sd, "prediction error": tabular.off}
     (args.output / "tabular.json").write_text(json.dumps(description, indent=2) + "\n")
-    report(rows)
+    report(tabular)
 
 
 def wanted(runs: Runs, run: Run) -> Iterator[tuple[Architecture, int]]:
@@ -145,8 +146,8 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def report(rows: Sequence[Row]) -> None:
-    tabular = Tabular(rows, {})
+def report(tabular: Tabular) -> None:
+    rows = tabular.rows
     sources = np.array([row.source for row in rows])
     print(f"{len(rows)} graphs, {sum(len(row.rewards) for row in rows)} rewards, noise {tabular.sd:.4f}")
     for source in sorted(set(sources)):

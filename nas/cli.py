@@ -35,6 +35,7 @@ from nas.space import NasFpnSpace, load_prior, space_around
 from nas.store import Episode, State, Store, Study, shown, sqlite_path
 from nas.study import Schedule
 from nas.study_options import study_options, with_store_errors
+from nas.tabular import table_digest
 from nas.trial import ProxySource
 
 log = logging.getLogger(__name__)
@@ -162,7 +163,8 @@ def _identity(config: Config, prior: Architecture | None) -> dict[str, object]:
     named = config.model_copy(update={"detector": named_weights(config.detector), "proxy": proxy})
     sections: dict[str, object] = named.model_dump(mode="json")
     search = config.search.model_dump(mode="json") | {"prior": prior.to_dict() if prior else None}
-    return sections | {"search": search, "proxy version": PROXY_VERSION}
+    version = table_digest() if config.proxy.protocol == "tabular" else PROXY_VERSION
+    return sections | {"search": search, "proxy version": version}
 
 
 def _run(

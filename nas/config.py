@@ -30,10 +30,11 @@ class ProxyConfig(Section):
     """How a graph is judged: what is trained, on what, for how long.
 
     frozen: backbone and FPN are trained once on the pretrain part and their maps kept; a trial starts from the pool
-    of cell weights and trains pyramid and heads. full: a trial trains a whole detector.
+    of cell weights and trains pyramid and heads. full: a trial trains a whole detector. tabular: nothing is trained,
+    rewards come from the tabular benchmark (nas/tabular.py).
     """
 
-    protocol: Literal["frozen", "full"] = "frozen"
+    protocol: Literal["frozen", "full", "tabular"] = "frozen"
     canvas_hw: tuple[PositiveInt, PositiveInt] = (64, 64)  # images are shrunk into it
     parts: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.5, 0.4, 0.1)  # pretrain, trial, reward
     flip: bool = True

@@ -16,6 +16,8 @@ from detector.train import train
 from nas.config import Config
 from nas.pool import reset_statistics
 from nas.preparation import FeatureCache, OnProgress, canvas_loader, divide, features_folder, load_heads, prepare
+from nas.space import space_around
+from nas.tabular import Tabular, check_space, load_tabular
 
 EVALUATION_BATCH = 50
 
@@ -88,12 +90,25 @@ class FullProxy:
         return average_precision(self.reward, detect_split(model, [view], self.reward.image_hw, self.device))
 
 
+class TabularProxy:
+    """Trains nothing: for studies of the search itself."""
+
+    def __init__(self, tabular: Tabular) -> None:
+        self.tabular = tabular
+
+    def evaluate(self, architecture: Architecture, seed: int) -> float:
+        return self.tabular.reward(architecture, seed)
+
+
 def prepare_proxy(
     config: Config, data: CocoData, prior: Architecture | None, device: torch.device, progress: OnProgress
 ) -> None:
     """Do once what all trials share, and find mistakes before the first of them. Raises UserError."""
     if config.proxy.protocol == "frozen":
         prepare(config, data, prior, device, progress)
+    elif config.proxy.protocol == "tabular":
+        check_space(space_around(prior).like)
+        load_tabular()
     else:
         divide(data, config.proxy.parts)
         CascadeRcnn(config.proxy_detector, prior, data.num_classes, batched=True)
@@ -105,6 +120,8 @@ def load_proxy(
     """The proxy that a configuration describes, prepared at the first call on this machine. Raises UserError."""
     if config.proxy.protocol == "full":
         return FullProxy(config, data, device)
+    if config.proxy.protocol == "tabular":
+        return TabularProxy(load_tabular())
     folder = prepare(config, data, prior, device, progress)
     return FrozenProxy(config, folder, divide(data, config.proxy.parts)["reward"], device)
 

@@ -5,11 +5,12 @@ not in it is predicted by regression on features of the graph. `tabular.json` be
 commands and machine.
 
     from nas.tabular import load_tabular
-    load_tabular().estimate(Architecture.load("best.json"))   # Estimate(mean=0.43, sd=0.008, is_known=False)
+    load_tabular().estimate(Architecture.load("best.json"))   # mean, sd, is_known
 """
 
 import csv
 import functools
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
@@ -23,6 +24,7 @@ from detector.architecture import PRIORS, Architecture, MergeCell, Op
 from detector.errors import UserError
 from nas.graph_features import graph_features
 
+TABLE, DESCRIPTION = "tabular.csv", "tabular.json"
 FOLDS = 10
 OPS: Mapping[str, Op] = {"+": "sum", "*": "attention"}
 
@@ -52,16 +54,23 @@ class Tabular:
     its prediction, weighted by how far each is off on average.
     """
 
-    def __init__(self, rows: Sequence[Row], description: Mapping[str, Any]) -> None:
+    def __init__(self, rows: Sequence[Row], sd: float, off: float) -> None:
+        """sd: of rewards, from seed to seed. off: by how much predictions miss true means (root mean square)."""
         self.rows = rows
-        self.description = description
+        self.sd = sd
+        self.off = off
         self.known = {row.graph.hash: row for row in rows}
-        self.features = np.array([graph_features(row.graph) for row in rows])
-        self.means = np.array([np.mean(list(row.rewards.values())) for row in rows])
-        self.sd = noise_of(rows)
-        self.off = prediction_error(self.features, self.means, np.array([len(row.rewards) for row in rows]), self.sd)
+        self.features = features_of(rows)
+        self.means = means_of(rows)
         self.regression = fitted(self.features, self.means)
         self._estimates: dict[str, Estimate] = {}
+
+    @classmethod
+    def measured(cls, rows: Sequence[Row]) -> "Tabular":
+        """With noise and error as the rows have them; takes ten times as long."""
+        sd = noise_of(rows)
+        runs = np.array([len(row.rewards) for row in rows])
+        return cls(rows, sd, prediction_error(features_of(rows), means_of(rows), runs, sd))
 
     def estimate(self, architecture: Architecture) -> Estimate:
         return self.estimates([architecture])[0]
@@ -93,6 +102,14 @@ class Tabular:
         mean, sd, _ = self.estimate(architecture)
         stream = np.random.default_rng([seed, int(architecture.hash[:15], 16)])
         return min(1.0, max(0.0, mean + sd * float(stream.standard_normal())))
+
+
+def features_of(rows: Sequence[Row]) -> NDArray[np.float64]:
+    return np.array([graph_features(row.graph) for row in rows])
+
+
+def means_of(rows: Sequence[Row]) -> NDArray[np.float64]:
+    return np.array([np.mean(list(row.rewards.values())) for row in rows])
 
 
 def noise_of(rows: Sequence[Row]) -> float:
@@ -183,11 +200,29 @@ def read_rows(text: str) -> list[Row]:
 
 @functools.lru_cache(maxsize=1)
 def load_tabular() -> Tabular:
-    """The benchmark that comes with the package; fitting its regression takes a minute. Raises UserError."""
-    folder = resources.files("experiments")
+    """The benchmark that comes with the package; fitting its regression takes seconds. Raises UserError."""
+    rows, description = read_rows(_read(TABLE)), json.loads(_read(DESCRIPTION))
+    return Tabular(rows, description["noise"], description["prediction error"])
+
+
+def check_space(like: Architecture) -> None:
+    """Raises UserError if a graph is of another space than the benchmark's."""
+    ours = PRIORS["nas-fpn"]
+    if (len(like.cells), like.repeats, like.attention) != (len(ours.cells), ours.repeats, ours.attention):
+        raise UserError(
+            f"the tabular benchmark knows graphs of {len(ours.cells)} cells as published, the prior has "
+            f"{len(like.cells)} cells, repeats {like.repeats}, attention {like.attention.pool}/{like.attention.gate}; "
+            "take --prior nas-fpn or none"
+        )
+
+
+def table_digest() -> str:
+    """What the benchmark's rewards depend on."""
+    return hashlib.sha256((_read(TABLE) + _read(DESCRIPTION)).encode()).hexdigest()[:16]
+
+
+def _read(name: str) -> str:
     try:
-        rows = read_rows((folder / "tabular.csv").read_text(encoding="utf-8"))
-        description = json.loads((folder / "tabular.json").read_text(encoding="utf-8"))
+        return (resources.files("experiments") / name).read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(f"experiments/tabular.csv: cannot be read ({error.strerror})") from error
-    return Tabular(rows, description)
+        raise UserError(f"experiments/{name}: cannot be read ({error.strerror}); the benchmark needs it") from error

@@ -21,7 +21,7 @@ def tabular() -> Tabular:
         reward = float(np.mean(np.array(decisions) == SPACE.decisions(PRIOR)))
         rewards = {0: reward, 1: reward + 0.01} if index < 10 else {0: reward}
         rows.append(Row(SPACE.architecture(decisions), "made up", rewards))
-    return Tabular(rows, {})
+    return Tabular.measured(rows)
 
 
 @pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "tpe"])

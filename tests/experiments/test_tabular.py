@@ -10,7 +10,7 @@ from experiments.runs import Run, Runs
 from nas.config import Config
 from nas.preparation import VERSION
 from nas.store import Outcome, Store, Study
-from nas.tabular import Row, from_text, to_text
+from nas.tabular import Row, Tabular, from_text, to_text
 from tests.nas.fakes import BUDGET, MEASUREMENT, SPACE
 
 
@@ -74,7 +74,7 @@ def test_prediction_is_reported_for_what_was_held_out(runs: Runs, capsys: pytest
         reward = 0.3 - 0.02 * len(graph.leaves)
         seeds = {seed: reward, 101: reward + 0.001} if index % 10 == 0 else {seed: reward}
         rows.append(Row(graph, "evolution" if index % 4 == 0 else "uniform", seeds))
-    tabular.report(rows)
+    tabular.report(Tabular.measured(rows))
     out = capsys.readouterr().out
     assert "80 graphs, 88 rewards, noise 0.0007" in out
     assert "| all that evolution proposed | 20 |" in out

@@ -1,5 +1,6 @@
 """The benchmark on made-up measurements whose truth is known."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,14 @@ import pytest
 
 from controller.decisions import mutate, uniform
 from detector.architecture import PRIORS
+from detector.coco import load_split
+from detector.config import load_config
+from detector.errors import UserError
+from nas.config import Config
 from nas.graph_features import graph_features
+from nas.proxy import choose_device, load_proxy, prepare_proxy
 from nas.space import space_around
-from nas.tabular import Row, Tabular, from_text, noise_of, out_of_fold, read_rows, to_text, write_rows
+from nas.tabular import Row, Tabular, from_text, noise_of, out_of_fold, read_rows, table_digest, to_text, write_rows
 from tests.detector.test_architecture import relabelled, valid_orders
 
 PRIOR = PRIORS["nas-fpn"]
@@ -33,7 +39,7 @@ def tabular() -> Tabular:
         graph = SPACE.architecture(uniform(SPACE, stream))
         seeds = (0, 1) if index % 3 == 0 else (0,)
         rows.append(Row(graph, "random", {seed: truth(graph) + NOISE * stream.standard_normal() for seed in seeds}))
-    return Tabular(rows, {"machine": "made up"})
+    return Tabular.measured(rows)
 
 
 def test_features_do_not_depend_on_how_a_graph_is_written(random_graphs) -> None:
@@ -98,3 +104,21 @@ def test_rows_round_trip(tabular: Tabular, tmp_path: Path) -> None:
 def test_a_table_without_repeated_graphs_knows_no_noise() -> None:
     with pytest.raises(ValueError, match="several seeds"):
         noise_of([Row(PRIOR, "prior", {0: 0.3})])
+
+
+def test_it_serves_as_a_proxy_for_graphs_of_its_space(tabular: Tabular, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nas.proxy.load_tabular", lambda: tabular)
+    config = load_config("smoke", Config)
+    config = config.model_copy(update={"proxy": config.proxy.model_copy(update={"protocol": "tabular"})})
+    data = load_split(config.data, None, "train")
+    nothing = partial(load_proxy, config, data, PRIOR, choose_device(), lambda what, step, steps: None)
+    prepare_proxy(config, data, PRIOR, choose_device(), lambda what, step, steps: None)
+    assert nothing().evaluate(PRIOR, 3) == tabular.reward(PRIOR, 3)
+    with pytest.raises(UserError, match=r"graphs of 7 cells as published, the prior has 5 cells"):
+        prepare_proxy(config, data, PRIORS["fpn"], choose_device(), lambda what, step, steps: None)
+
+
+def test_a_missing_table_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("nas.tabular.resources.files", lambda package: tmp_path)
+    with pytest.raises(UserError, match=r"experiments/tabular\.csv: cannot be read"):
+        table_digest()
