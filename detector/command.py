@@ -100,14 +100,14 @@ def output_folder(path: Path) -> None:
         raise UserError(f"--output {path}: cannot be a folder ({error.strerror})") from error
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write whole or not at all. Raises UserError if the place cannot be written."""
+def write_json(path: Path, content: Mapping[str, Any], option: str = "--output") -> None:
+    """Write whole or not at all. Raises UserError, naming the option, if the place cannot be written."""
     if path.is_dir() or not path.name:
-        raise UserError(f"--output {path}: is a folder; give a file")
+        raise UserError(f"{option} {path}: is a folder; give a file")
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
-        raise UserError(f"--output {path}: cannot be written ({error.strerror})") from error
+        raise UserError(f"{option} {path}: cannot be written ({error.strerror})") from error

@@ -34,7 +34,7 @@ from experiments.rivals import LocalSearch, Tpe
 from experiments.runs import Run, Runs
 from nas.config import SearchConfig
 from nas.space import NasFpnSpace, space_around
-from nas.tabular import Tabular, load_tabular
+from nas.tabular import Tabular, load_tabular, table_digest
 
 PRIOR = PRIORS["nas-fpn"]
 SEEDS_A_RUN = 10
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--only", nargs=2, metavar=("RUN", "BLOCK"), help="one run, in this process")
     args = parser.parse_args()
     arguments = ["--folder", str(args.folder), "--episodes", str(args.episodes)]
-    runs = Runs(args.folder, f"episodes{args.episodes}", "experiments.controllers", arguments)
+    runs = Runs(args.folder, f"episodes{args.episodes}-{table_digest()}", "experiments.controllers", arguments)
     if args.only:
         torch.set_num_threads(1)
         run = Run(args.only[0], int(args.only[1]))

@@ -36,7 +36,7 @@ from experiments.full_training import CPU, full_training
 from experiments.full_training import NAME as FULL_TRAINING
 from experiments.runs import Run, Runs
 from nas.config import Config
-from nas.preparation import FeatureCache
+from nas.preparation import VERSION, FeatureCache
 from nas.proxy import FrozenProxy, FullProxy, load_proxy
 from nas.space import load_prior, space_around
 
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, metavar="PNG")
     parser.add_argument("--only", nargs=2, metavar=("RUN", "SEED"), help="one run, in this process")
     args = parser.parse_args()
-    runs = Runs(args.folder, f"steps{args.steps}", "experiments.fidelity", _arguments(args))
+    runs = Runs(args.folder, f"v{VERSION}-steps{args.steps}", "experiments.fidelity", _arguments(args))
     if args.only:
         run = Run(args.only[0], int(args.only[1]))
         torch.set_num_threads(1)
@@ -326,9 +326,13 @@ def report(
         cells = [name, f"{seconds:.1f}", f"{noise:.4f}", f"{spread:.4f}"]
         for chosen in (np.arange(len(names)), top):
             part, against = rewards[chosen], means[chosen]
-            low, high = interval(lambda draw, part=part, against=against: tau(part[draw], against[draw]), len(chosen))  # type: ignore[misc]
-            cells += [f"{tau(part, against):.2f}", f"{low:.2f} to {high:.2f}"]
+            cells += tau_and_interval(part, against)
         print("| " + " | ".join(cells) + " |")
+
+
+def tau_and_interval(rewards: NDArray[np.float64], reference: NDArray[np.float64]) -> list[str]:
+    low, high = interval(lambda chosen: tau(rewards[chosen], reference[chosen]), len(reference))
+    return [f"{tau(rewards, reference):.2f}", f"{low:.2f} to {high:.2f}"]
 
 
 def plot(
@@ -339,7 +343,9 @@ def plot(
 
     shown = {name: found for name, found in judged(measured).items() if name.endswith(", AP")}
     figure = Figure(figsize=(3 * len(shown), 3.2), layout="constrained")
-    for axes, (name, (rewards, seconds)) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items()):  # noqa: B905
+    for axes, (name, (rewards, seconds)) in zip(
+        figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True
+    ):
         axes.errorbar(reference.mean(1), rewards.mean(1), rewards.std(1, ddof=1), fmt="o", ms=4, lw=1)
         axes.set(title=f"{name.removesuffix(', AP')} steps, {seconds:.1f} s", xlabel="AP of full training")
     figure.axes[0].set_ylabel("AP of the proxy")

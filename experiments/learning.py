@@ -59,7 +59,7 @@ def main() -> None:
     proxy = load_proxy(config, data, prior, choose_device(), lambda what, step, steps: None)
     store = Store(str(args.database), read_only=True)
     _, study = store.find_study(f"reinforce-{args.seeds[0]}")
-    runs = Runs(proxy, study, args.database.with_suffix(".runs.json"))
+    runs = Remeasured(proxy, study, args.database.with_suffix(".runs.json"))
     if args.plot is not None:
         plot(store, args.seeds, args.plot)
     for seed in args.seeds:
@@ -80,7 +80,7 @@ def episodes(store: Store, study: str) -> list[Episode]:
     return store.episodes(store.find_study(study)[0])
 
 
-class Runs:
+class Remeasured:
     """Rewards of graphs under further seeds, each measured once for the configuration and data of a study."""
 
     def __init__(self, proxy: Proxy, study: Study, path: Path) -> None:
@@ -144,7 +144,7 @@ def mean_of(of_study: Sequence[Episode]) -> float:
     return statistics.fmean(episode.reward or 0.0 for episode in of_study)
 
 
-def report_winner(seed: int, learned: Sequence[Episode], store: Store, prior: Architecture, runs: Runs) -> None:
+def report_winner(seed: int, learned: Sequence[Episode], store: Store, prior: Architecture, runs: Remeasured) -> None:
     distinct = {episode.architecture_hash: episode for episode in learned if episode.reward is not None}
     best = sorted(distinct.values(), key=lambda episode: -(episode.reward or 0.0))[:CANDIDATES]
     candidates = [store.architecture(episode.architecture_hash) for episode in best]

@@ -67,9 +67,8 @@ class Tpe:
         study = self._study()
         study.sampler = optuna.samplers.TPESampler(n_startup_trials=0, seed=int(stream.integers(2**31)))
         trial = study.ask(self.distributions)
-        study.tell(
-            trial, state=TrialState.FAIL
-        )  # its reward comes with the batch's; the sampler passes failed ones over
+        # Its reward comes with the batch's, and in another study; the sampler passes failed trials over.
+        study.tell(trial, state=TrialState.FAIL)
         chosen = trial.params
         return Proposal(self._repaired([chosen[name] for name in self.distributions]), 0.0)
 

@@ -32,8 +32,8 @@ from nas.config import Config
 from nas.preparation import VERSION
 from nas.proxy import load_proxy
 from nas.space import load_prior, space_around
-from nas.store import State, Store
-from nas.tabular import Row, Tabular, fitted, from_text, out_of_fold, predict, to_text, write_rows
+from nas.store import Purpose, Store, Study
+from nas.tabular import Row, Tabular, fitted, from_text, predict, to_text, write_rows
 
 PIECE = 20
 SEED = 100  # of uniform graphs and neighbours; searches bring their own
@@ -68,8 +68,8 @@ def main() -> None:
     (args.folder / "repeated.json").write_text(json.dumps([to_text(row.graph) for row in once[::REPEATED]]))
     runs.make(repeats, args.jobs)
     rows = with_repeats(once, runs, repeats)
-    write_rows(args.output / "tabular.csv", rows)
     tabular = Tabular.measured(rows)
+    write_rows(args.output / "tabular.csv", tabular.rows)
     description = describe(args) | {"noise": tabular.sd, "prediction error": tabular.off}
     (args.output / "tabular.json").write_text(json.dumps(description, indent=2) + "\n")
     report(tabular)
@@ -110,20 +110,25 @@ def joined(runs: Runs, pieces: Sequence[Run], database: Path) -> list[Row]:
     store = Store(str(database), read_only=True)
     for name in store.studies():
         study_id, study = store.find_study(name)
-        _check_proxy(name, study.config)
-        for episode in store.episodes(study_id):
-            if episode.state == State.DONE and episode.reward is not None:
-                graph = store.architecture(episode.architecture_hash)
+        _check_proxy(study)
+        for evaluation in store.evaluations(study_id, Purpose.SEARCH):
+            if evaluation.ap is not None:
+                graph = store.architecture(evaluation.architecture_hash)
                 source = str(study.config["search"]["algorithm"])
-                entry = found.setdefault(graph.hash, (to_text(graph), source, {}))
-                entry[2][study.seed] = episode.reward
+                found.setdefault(graph.hash, (to_text(graph), source, {}))[2][study.seed] = evaluation.ap
     return [Row(from_text(text), source, rewards) for text, source, rewards in found.values()]
 
 
-def _check_proxy(study: str, config: Any) -> None:
-    ours = json.loads(load_config("shapes", Config).model_dump_json())
-    if config["proxy"] != ours["proxy"] or config["detector"] != ours["detector"] or config["proxy version"] != VERSION:
-        raise SystemExit(f"study {study!r} was measured with another proxy than today's default one")
+def _check_proxy(study: Study) -> None:
+    """Rewards are comparable if proxy, detector, data and the prior that the pool was trained around are the same."""
+    config = load_config("shapes", Config)
+    prior = load_prior(config.search.prior)
+    sections = config.model_dump(mode="json")
+    ours = [sections["proxy"], sections["detector"], VERSION, prior and prior.to_dict()]
+    theirs = [study.config[key] for key in ("proxy", "detector", "proxy version")] + [study.config["search"]["prior"]]
+    data = load_split(config.data, None, "train")
+    if json.dumps([*ours, data.hash]) != json.dumps([*theirs, study.data_hash]):
+        raise SystemExit(f"study {study.name!r} was measured with another proxy or data set than today's default ones")
 
 
 def with_repeats(once: Sequence[Row], runs: Runs, repeats: Sequence[Run]) -> list[Row]:
@@ -155,7 +160,7 @@ def report(tabular: Tabular) -> None:
         print(f"  {source}: {len(of_source)} graphs, mean {of_source.mean():.4f}, best {of_source.max():.4f}")
     print("\n| held out | graphs | R2 | tau | error | of it noise |\n|---|---|---|---|---|---|")
     features, means = tabular.features, tabular.means
-    show("random tenths", out_of_fold(features, means), means, tabular.sd)
+    show("random tenths", np.array([row.predicted for row in rows]), means, tabular.sd)
     for name, held in (
         ("the best tenth", means >= np.quantile(means, 0.9)),
         ("all that evolution proposed", sources == "evolution"),

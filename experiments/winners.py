@@ -30,6 +30,7 @@ from experiments.fidelity import graphs
 from experiments.full_training import full_training
 from experiments.runs import Run, Runs
 from nas.config import Config
+from nas.preparation import VERSION
 from nas.results import by_reward, prior_episode, verdicts
 from nas.store import Store
 
@@ -78,7 +79,7 @@ def main() -> None:
     parser.add_argument("--only", nargs=2, metavar=("RUN", "SEED"), help="one training, in this process")
     args = parser.parse_args()
     arguments = ["--folder", str(args.folder), "--database", str(args.database), "--steps", str(args.steps)]
-    runs = Runs(args.folder, f"steps{args.steps}", "experiments.winners", arguments)
+    runs = Runs(args.folder, f"v{VERSION}-steps{args.steps}", "experiments.winners", arguments)
     if args.only:
         torch.set_num_threads(1)
         run = Run(args.only[0], int(args.only[1]))
@@ -86,12 +87,17 @@ def main() -> None:
         return
     for algorithm, seed in SEARCHES.values():
         search(args.database, algorithm, seed)
-    names = [*FIXED, *SEARCHES]
-    runs.make([Run(name, seed) for seed in args.seeds for name in names], args.jobs)
-    aps = {name: [runs.read(Run(name, seed))["ap"] for seed in args.seeds] for name in names}
+    names = {name: name for name in FIXED} | {name: run_name(name, args.database) for name in SEARCHES}
+    runs.make([Run(name, seed) for seed in args.seeds for name in names.values()], args.jobs)
+    aps = {name: [runs.read(Run(of_run, seed))["ap"] for seed in args.seeds] for name, of_run in names.items()}
     report(aps, args.steps)
     if args.plot is not None:
         plot(aps, args.plot)
+
+
+def run_name(name: str, database: Path) -> str:
+    """With the winner's hash: another winner is another run."""
+    return f"{name}: {winner(database, *SEARCHES[name]).hash[:8]}"
 
 
 def search(database: Path, algorithm: str, seed: int) -> None:
@@ -105,7 +111,8 @@ def make_run(run: Run, database: Path, steps: int) -> dict[str, float]:
     if run.name == STACK:
         stacks = partial(PlainStacks, PRIORS["nas-fpn"], config.detector.channels, config.detector.pyramid_norm)
         return full_training(config, None, run.seed, steps, stacks)
-    graph = FIXED[run.name] if run.name in FIXED else winner(database, *SEARCHES[run.name])
+    name = run.name.partition(": ")[0]
+    graph = FIXED[name] if name in FIXED else winner(database, *SEARCHES[name])
     return full_training(config, graph and graph.canonical(), run.seed, steps)
 
 

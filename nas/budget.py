@@ -1,12 +1,13 @@
 """What the graphs of a search may cost, on the maps of the final detector."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from detector.architecture import Architecture
+from detector.architecture import LEVELS, Architecture, MergeCell
 from detector.cascade_rcnn import padding_multiple
 from detector.cost import Cost, Size, cost_of, level_sizes
 from detector.errors import UserError
 from nas.config import Config
+from nas.space import NasFpnSpace
 
 TARGET_EXPONENT = -0.07  # MnasNet (Tan et al. 2018, arXiv:1807.11626), section 3.1: twice the cost for 5 % of reward
 
@@ -14,6 +15,8 @@ TARGET_EXPONENT = -0.07  # MnasNet (Tan et al. 2018, arXiv:1807.11626), section 
 @dataclass(frozen=True)
 class Budget:
     """Limits, beyond which no graph is trained, and a target, which prices cost into the reward.
+
+    Graphs of one space differ in where their cells lie, so in GFLOPs, but all have the same number of parameters.
 
     Costs are those of the pyramid alone (all else is the same for every graph), for one image at the final test size.
     """
@@ -27,7 +30,6 @@ class Budget:
 
     @classmethod
     def of(cls, config: Config) -> "Budget":
-        """Raises UserError if no graph can keep it, as far as that is known without one."""
         training, search, stride = config.training, config.search, config.detector.base_stride
         multiple = padding_multiple(stride)
         height, width = (-(-side // multiple) * multiple for side in (training.short_side, training.long_side))
@@ -53,8 +55,14 @@ class Budget:
             return f"{cost.params} parameters, max_params is {self.max_params}"
         return None
 
-    def check_prior(self, prior: Architecture | None) -> None:
-        """Raises UserError: the search starts at its prior, which must be a graph that it may choose."""
+    def check(self, space: NasFpnSpace, prior: Architecture | None) -> None:
+        """Raises UserError if no graph of the space can keep it, or the prior does not, where the search starts."""
+        top = LEVELS[-1]
+        coarse = [MergeCell((0, 1), top, "sum")] * (space.num_cells - len(LEVELS))
+        cheapest = replace(space.like, cells=(*coarse, *(MergeCell((0, 1), level, "sum") for level in LEVELS)))
+        excess = self.excess(cheapest)
+        if excess is not None:
+            raise UserError(f"the cheapest graph of {space.num_cells} cells has {excess}; raise that")
         excess = self.excess(prior) if prior is not None else None
         if excess is not None:
             raise UserError(f"the prior has {excess}; raise that, or start elsewhere with --prior")

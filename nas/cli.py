@@ -26,7 +26,7 @@ from detector.errors import UserError
 from detector.progress import Progress
 from nas.budget import Budget
 from nas.config import Config, SearchConfig
-from nas.confirm import Confirmation
+from nas.confirm import RUNS_A_CANDIDATE, Confirmation
 from nas.lock import study_lock
 from nas.preparation import VERSION as PROXY_VERSION
 from nas.proxy import choose_device, prepare_proxy
@@ -66,7 +66,7 @@ def _search_parser() -> Parser:
     parser.add_argument("--max-gflops", type=_positive, metavar="X", help="a pyramid above is not trained")
     parser.add_argument("--max-params", type=count(1), metavar="N", help="a pyramid above is not trained")
     parser.add_argument(
-        "--confirm", type=count(0), metavar="N", help="runs of the best graphs with new seeds; default: episodes / 6"
+        "--confirm", type=_runs, metavar="N", help="runs of the best graphs with new seeds; default: episodes / 6"
     )
     parser.add_argument("--seed", type=count(0, MAX_SEED), default=0, metavar="N", help="of the study")
     parser.add_argument("--workers", type=count(1), metavar="N", help="trials at a time; default: GPUs, else cores")
@@ -74,6 +74,13 @@ def _search_parser() -> Parser:
     parser.add_argument("--address", metavar="ADDR", help="a running Ray cluster to join")
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages")
     return parser
+
+
+def _runs(text: str) -> int:
+    runs = count(0)(text)
+    if 0 < runs < RUNS_A_CANDIDATE:
+        raise argparse.ArgumentTypeError(f"{text} given, must be {RUNS_A_CANDIDATE} or more, or 0 for none")
+    return runs
 
 
 def _positive(text: str) -> float:
@@ -100,7 +107,7 @@ def _search(args: argparse.Namespace) -> int:
     config = _resolve(args)
     prior = load_prior(config.search.prior)
     budget = Budget.of(config)
-    budget.check_prior(prior)
+    budget.check(space_around(prior), prior)
     start = time.monotonic()
     data = load_split(config.data, args.data, "train")
     if data.skipped:
@@ -123,7 +130,8 @@ def _is_finished(args: argparse.Namespace, study: Study, budget: Budget, config:
     episodes = [] if study_id is None else store.episodes(study_id)
     if study_id is None or sum(episode.state != State.RUNNING for episode in episodes) < args.episodes:
         return False
-    if not _confirmation(args, store, study_id, budget, config).is_finished:
+    is_stopped = episodes[0].log_prob is None and episodes[0].state == State.FAILED  # the prior: nothing goes on
+    if is_stopped or not _confirmation(args, store, study_id, budget, config).is_finished:
         return False
     print(
         f"study {args.study!r} has {len(episodes)} of {args.episodes} episodes: nothing to do; "
@@ -144,7 +152,7 @@ def _confirmation(
         budget,
         by_reward(episodes),
         prior_episode(episodes),
-        runs=args.episodes // EPISODES_A_RUN if args.confirm is None else args.confirm,
+        runs=len(episodes) // EPISODES_A_RUN if args.confirm is None else args.confirm,
         seed=args.seed,
         steps=config.proxy.trial.steps,
     )
@@ -219,6 +227,7 @@ def _run(
             if stopped is None:
                 confirmation = _confirmation(args, store, study_id, budget, config)
                 report = partial(_report_confirmation, progress, confirmation)
+                report([])
                 run(confirmation, source, cluster, report)
                 stopped = confirmation.stopped
     if stopped is not None:
@@ -229,6 +238,8 @@ def _run(
 
 
 def _report_confirmation(progress: Progress, confirmation: Confirmation, _ended: list[Episode]) -> None:
+    if not confirmation.arms:
+        return
     left = len(confirmation.left)
     progress(f"confirming the best graphs, {left} left", confirmation.settled, confirmation.total)
 

@@ -11,7 +11,7 @@ The store remembers every run, so that a confirmation continues after an interru
 import math
 import statistics
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from nas.budget import Budget
 from nas.results import probability_above, shared_spread
@@ -19,9 +19,10 @@ from nas.store import Cause, Episode, Measurement, Outcome, Purpose, State, Stor
 from nas.study import MAX_ATTEMPTS, MAX_FAILURES, Job
 
 MOST_CANDIDATES = 8
-RUNS_A_CANDIDATE = 4  # fewer runs in all than this for each candidate: fewer candidates
+RUNS_A_CANDIDATE = 6  # fewer runs in all than this for each candidate: fewer candidates, so that each has two at least
 APART = 0.95  # probability
 SEEDS = 2**63
+OF_THE_GRAPH = (Cause.NAN, Cause.INVALID)  # failures that would come again; others are tried again by the next search
 
 
 class Confirmation:
@@ -61,12 +62,12 @@ class Confirmation:
         self._attempts: Counter[int] = Counter()
         self._failures = 0
         self._phase = 1
-        known = {(e.architecture_hash, e.measurement): e for e in store.evaluations(study_id, Purpose.CONFIRM)}
-        for graph_hash in self.arms:
-            for run in range(runs):
-                evaluation = known.get((graph_hash, self._measurement(run)))
-                if evaluation is not None and evaluation.state != State.RUNNING:
-                    self.rewards[graph_hash, run] = evaluation.reward
+        for evaluation in store.evaluations(study_id, Purpose.CONFIRM):
+            run = (evaluation.measurement.seed - seed - 1) % SEEDS
+            is_ours = evaluation.architecture_hash in self.arms and evaluation.measurement == self._measurement(run)
+            is_settled = evaluation.state == State.DONE or evaluation.cause in OF_THE_GRAPH
+            if is_ours and is_settled and run < runs:
+                self.rewards[evaluation.architecture_hash, run] = evaluation.reward
         self._settle()
 
     @property
@@ -86,11 +87,7 @@ class Confirmation:
             evaluation_id = self._again.popleft()
             return self._job(evaluation_id, *self._running[evaluation_id])
         out = set(self._running.values())
-        for run in range(self._runs_each()):
-            for graph_hash in self.left:
-                if (graph_hash, run) not in self.rewards and (graph_hash, run) not in out:
-                    return self._start(graph_hash, run)
-        return None
+        return next((self._start(*missing) for missing in self._missing() if missing not in out), None)
 
     def finish(self, evaluation_id: int, outcome: Outcome) -> list[Episode]:
         """Record the end of a job. A lost one is handed out again, MAX_ATTEMPTS times. No episode is settled by it."""
@@ -125,42 +122,55 @@ class Confirmation:
     def _runs_each(self) -> int:
         return runs_each(self._phase, len(self.arms), self.total)
 
+    def _missing(self) -> Iterator[tuple[str, int]]:
+        """What the phase lacks, run by run: nothing once there is a verdict, and nothing of graphs that failed."""
+        if len(self.left) > 1:
+            sound = [graph_hash for graph_hash in self.left if not self._has_failed(graph_hash)]
+            wanted = ((graph_hash, run) for run in range(self._runs_each()) for graph_hash in sound)
+            yield from (key for key in wanted if key not in self.rewards)
+
     def _waits(self) -> bool:
-        """Whether the phase lacks runs, which is so until there is a verdict."""
-        wanted = [(graph_hash, run) for graph_hash in self.left for run in range(self._runs_each())]
-        return len(self.left) > 1 and any(key not in self.rewards for key in wanted)
+        return next(self._missing(), None) is not None
 
     def _settle(self) -> None:
-        """End every phase that has all its runs: leave out what failed, or the worst."""
+        """End every phase that has all its runs: leave out what failed, or the worst.
+
+        Only the phase's own runs count, so that a confirmation that is walked through again takes the same turns.
+        """
         while len(self.left) > 1 and not self._waits():
-            means = {graph_hash: self._mean(graph_hash) for graph_hash in self.left}
+            of_phase = {graph_hash: self._of_phase(graph_hash) for graph_hash in self.left}
+            sound = {graph_hash: rewards for graph_hash, rewards in of_phase.items() if rewards}
+            if not sound:
+                self.stopped = "every graph failed a confirming run; the same command tries them again"
+                return
+            best = max(sound, key=lambda graph_hash: statistics.fmean(sound[graph_hash]))
             prior_hash = self.prior and self.prior.architecture_hash
             others = [graph_hash for graph_hash in self.left if graph_hash != prior_hash]
-            failed = [graph_hash for graph_hash in others if means[graph_hash] == -math.inf]
-            if self._is_decided() or not others or self._phase >= len(self.arms) - 1:
-                self.left = [max(self.left, key=lambda graph_hash: means[graph_hash])]
-                return
-            out = failed or [min(others, key=lambda graph_hash: means[graph_hash])]
+            out = [graph_hash for graph_hash in others if graph_hash not in sound]
+            if not out:
+                out = [min(others, key=lambda graph_hash: statistics.fmean(sound[graph_hash]))]
+                if _is_apart(list(sound.values())) or self._phase >= len(self.arms) - 1:
+                    self.left = [best]
+                    return
             self.left = [graph_hash for graph_hash in self.left if graph_hash not in out]
             self._phase += len(out)
 
-    def _mean(self, graph_hash: str) -> float:
-        """Over this phase's runs; -inf if one failed: a graph that may fail is no winner."""
-        rewards = [self.rewards.get((graph_hash, run)) for run in range(self._runs_each())]
-        known = [reward for reward in rewards if reward is not None]
-        return statistics.fmean(known) if len(known) == len(rewards) else -math.inf
+    def _has_failed(self, graph_hash: str) -> bool:
+        """A graph that may fail is no winner."""
+        return any(reward is None for (of, _), reward in self.rewards.items() if of == graph_hash)
 
-    def _is_decided(self) -> bool:
-        """The best is apart from the next, whether that is the prior or not; the prior is always among those left."""
-        of_left: dict[str, list[float]] = {graph_hash: [] for graph_hash in self.left}
-        for (graph_hash, _), reward in self.rewards.items():
-            if graph_hash in of_left and reward is not None:
-                of_left[graph_hash].append(reward)
-        noise = shared_spread(list(of_left.values()))
-        ranked = sorted((rewards for rewards in of_left.values() if rewards), key=statistics.fmean, reverse=True)
-        if noise is None or len(ranked) < 2:
-            return False
-        return probability_above(ranked[0], ranked[1], noise) >= APART
+    def _of_phase(self, graph_hash: str) -> list[float]:
+        """The rewards that the phase is decided by; none of a graph that failed."""
+        if self._has_failed(graph_hash):
+            return []
+        return [self.rewards[graph_hash, run] or 0.0 for run in range(self._runs_each())]
+
+
+def _is_apart(samples: Sequence[Sequence[float]]) -> bool:
+    """Whether the best is apart from the next."""
+    spread = shared_spread(samples)
+    ranked = sorted(samples, key=statistics.fmean, reverse=True)
+    return spread is not None and len(ranked) > 1 and probability_above(ranked[0], ranked[1], spread) >= APART
 
 
 def runs_each(phase: int, arms: int, runs: int) -> int:

@@ -51,14 +51,15 @@ def _export(args: argparse.Namespace) -> int:
         if path is None:
             print(json.dumps(graph.to_dict(), indent=2))
         else:
-            write_json(path, graph.to_dict())
+            write_json(path, graph.to_dict(), "--pareto" if args.pareto else "--output")
             cost = f", {graph.found['gflops']:.4g} GFLOPs" if args.pareto and graph.found else ""
             verdict = confirmed.get(episode.architecture_hash)
             print(f"{path}: episode {episode.number}, " + (str(verdict) if verdict else _reward(episode)) + cost)
         if args.show:
             print(f"\n{text(graph, _prior_of(study))}\n", file=sys.stderr if path is None else sys.stdout)
     if args.picture is not None:
-        _draw(args, study, chosen[0][1], chosen[0][2])
+        _, episode, graph = chosen[-1] if args.pareto else chosen[0]  # a front ends with its best
+        _draw(args, study, episode, graph)
     return 0
 
 

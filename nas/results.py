@@ -5,6 +5,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+from scipy.special import stdtr
+
 from nas.store import Episode, Evaluation, Purpose, State, Store
 
 
@@ -39,8 +42,8 @@ def pareto_front(ranked: Sequence[Episode], evaluations: Mapping[int, Evaluation
 
 class Verdict(NamedTuple):
     """What new seeds say of one graph. mean and spread (standard deviation; None of one run) are of AP times the cost
-    factor, like rewards. beats_prior: probability that its true mean is above the prior's, from the spread that all
-    graphs share; None for the prior itself, and where that cannot be said. latency_ms: of its pyramid, one image.
+    factor, like rewards. beats_prior: probability that its true mean is above the prior's; None for the prior itself,
+    and where that cannot be said. latency_ms: of its pyramid, one image, on a worker while others trained.
     """
 
     architecture_hash: str
@@ -56,47 +59,79 @@ class Verdict(NamedTuple):
         return f"mean {self.mean:.4f} of {self.runs} runs{spread}{against}"
 
 
+class Spread(NamedTuple):
+    """A standard deviation, and the degrees of freedom that it was estimated with."""
+
+    deviation: float
+    degrees: int
+
+
 def verdicts(store: Store, study_id: int, prior: Episode | None) -> dict[str, Verdict]:
     """Every confirmed graph by hash, the winner first: its mean, less one standard error, is the highest. So of two
-    equal means the one with more runs behind it comes first."""
+    equal means the one with more runs behind it comes first. A graph with a failed run has no verdict."""
     return judged(store.evaluations(study_id, Purpose.CONFIRM), prior and prior.architecture_hash)
 
 
 def judged(evaluations: Sequence[Evaluation], prior_hash: str | None) -> dict[str, Verdict]:
-    """verdicts() of given evaluations. A graph with a failed one is no winner, and has no verdict."""
+    """verdicts() of given evaluations."""
     failed = {evaluation.architecture_hash for evaluation in evaluations if evaluation.state == State.FAILED}
-    rewards: dict[str, list[float]] = {}
+    samples: dict[str, list[float]] = {}
     latencies: dict[str, float] = {}
     for evaluation in evaluations:
         if evaluation.reward is not None and evaluation.architecture_hash not in failed:
-            rewards.setdefault(evaluation.architecture_hash, []).append(evaluation.reward)
+            samples.setdefault(evaluation.architecture_hash, []).append(evaluation.reward)
             if evaluation.latency_ms is not None:
                 latencies[evaluation.architecture_hash] = evaluation.latency_ms
-    noise = shared_spread(list(rewards.values()))
-    prior = rewards.get(prior_hash or "", [])
+    spread = shared_spread(list(samples.values()))
+    beats = {}
+    if spread is not None and prior_hash is not None and prior_hash in samples:
+        beats = _beating(samples, prior_hash, spread)
     found = []
-    for graph_hash, sample in rewards.items():
-        spread = statistics.stdev(sample) if len(sample) > 1 else None
-        beats = None
-        if prior and noise is not None and graph_hash != prior_hash:
-            beats = probability_above(sample, prior, noise)
-        mean = statistics.fmean(sample)
-        found.append(Verdict(graph_hash, mean, spread, len(sample), beats, latencies.get(graph_hash)))
-    found.sort(key=lambda verdict: (noise or 0.0) / verdict.runs**0.5 - verdict.mean)
+    for graph_hash, sample in samples.items():
+        deviation = statistics.stdev(sample) if len(sample) > 1 else None
+        mean, latency = statistics.fmean(sample), latencies.get(graph_hash)
+        found.append(Verdict(graph_hash, mean, deviation, len(sample), beats.get(graph_hash), latency))
+    noise = spread.deviation if spread is not None else 0.0
+    found.sort(key=lambda verdict: noise / verdict.runs**0.5 - verdict.mean)
     return {verdict.architecture_hash: verdict for verdict in found}
 
 
-def shared_spread(samples: Sequence[Sequence[float]]) -> float | None:
+def _beating(samples: Mapping[str, Sequence[float]], prior_hash: str, spread: Spread) -> dict[str, float]:
+    """The probability of each candidate to be better than the prior.
+
+    The best-looking of several candidates looks better than it is. So their means are drawn together, by as much as
+    noise and not truth parts them (empirical Bayes; Efron & Morris 1975): were all the same, none would beat another.
+    """
+    names = [graph_hash for graph_hash in samples if graph_hash != prior_hash]
+    prior = samples[prior_hash]
+    means = np.array([statistics.fmean(samples[graph_hash]) for graph_hash in names])
+    squares = spread.deviation**2 / np.array([len(samples[graph_hash]) for graph_hash in names])
+    if len(names) > 1 and spread.deviation > 0:  # a single candidate was not chosen for its looks
+        truth = max(0.0, float(means.var(ddof=1) - squares.mean()))  # the variance of true means
+        centre = np.average(means, weights=1 / (truth + squares))
+        means = centre + truth / (truth + squares) * (means - centre)
+    errors = np.sqrt(squares + spread.deviation**2 / len(prior))
+    differences = means - statistics.fmean(prior)
+    return {
+        graph_hash: _probability(difference, error, spread.degrees)
+        for graph_hash, difference, error in zip(names, differences.tolist(), errors.tolist(), strict=True)
+    }
+
+
+def shared_spread(samples: Sequence[Sequence[float]]) -> Spread | None:
     """The standard deviation within samples, pooled over them; None if no sample has two values."""
     degrees = sum(max(0, len(sample) - 1) for sample in samples)
     squares = sum(statistics.variance(sample) * (len(sample) - 1) for sample in samples if len(sample) > 1)
-    return (squares / degrees) ** 0.5 if degrees else None
+    return Spread((squares / degrees) ** 0.5, degrees) if degrees else None
 
 
-def probability_above(ours: Sequence[float], theirs: Sequence[float], noise: float) -> float:
-    """That the true mean of one sample is above the other's, both normal with a known spread and a flat prior."""
-    difference = statistics.fmean(ours) - statistics.fmean(theirs)
-    error = noise * (1 / len(ours) + 1 / len(theirs)) ** 0.5
+def probability_above(ours: Sequence[float], theirs: Sequence[float], spread: Spread) -> float:
+    """That the true mean of one sample is above the other's, nothing else being known: Student's t."""
+    error = spread.deviation * (1 / len(ours) + 1 / len(theirs)) ** 0.5
+    return _probability(statistics.fmean(ours) - statistics.fmean(theirs), error, spread.degrees)
+
+
+def _probability(difference: float, error: float, degrees: int) -> float:
     if error == 0:
         return 0.5 if difference == 0 else float(difference > 0)
-    return statistics.NormalDist().cdf(difference / error)
+    return float(stdtr(degrees, difference / error))

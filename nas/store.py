@@ -376,9 +376,12 @@ class Store:
     def start_evaluation(
         self, study_id: int, graph_hash: str, measurement: Measurement, cost: Cost, factor: float
     ) -> Evaluation:
-        """The evaluation of a known graph, running if it is new."""
+        """The evaluation of a known graph, running if it is new or failed before."""
         with self._begin() as session:
-            return _as_evaluation(self._evaluation(session, study_id, graph_hash, measurement, cost, factor))
+            row = self._evaluation(session, study_id, graph_hash, measurement, cost, factor)
+            if row.state == State.FAILED:
+                row.state, row.cause, row.detail = State.RUNNING, None, None
+            return _as_evaluation(row)
 
     def evaluations(self, study_id: int, purpose: Purpose) -> list[Evaluation]:
         """In the order in which they were started."""

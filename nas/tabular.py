@@ -40,18 +40,21 @@ class Estimate(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One measured graph: where it came from, and its rewards by seed."""
+    """One measured graph: where it came from, its rewards by seed, and what a regression that did not see it predicts
+    (None before that was asked).
+    """
 
     graph: Architecture
     source: str
     rewards: Mapping[int, float]
+    predicted: float | None = None
 
 
 class Tabular:
     """The benchmark of some measured graphs.
 
     A measured reward is noisy, and the best of many the most: so a known graph's mean is between its measured mean and
-    its prediction, weighted by how far each is off on average.
+    what a regression predicts that has not seen it, weighted by how far each is off on average.
     """
 
     def __init__(self, rows: Sequence[Row], sd: float, off: float) -> None:
@@ -67,10 +70,11 @@ class Tabular:
 
     @classmethod
     def measured(cls, rows: Sequence[Row]) -> "Tabular":
-        """With noise and error as the rows have them; takes ten times as long."""
-        sd = noise_of(rows)
-        runs = np.array([len(row.rewards) for row in rows])
-        return cls(rows, sd, prediction_error(features_of(rows), means_of(rows), runs, sd))
+        """Of rows without predictions, which are added to them; takes ten times as long."""
+        means, sd = means_of(rows), noise_of(rows)
+        predicted = out_of_fold(features_of(rows), means)
+        off = prediction_error(predicted, means, np.array([len(row.rewards) for row in rows]), sd)
+        return cls([row._replace(predicted=p) for row, p in zip(rows, predicted.tolist(), strict=True)], sd, off)
 
     def estimate(self, architecture: Architecture) -> Estimate:
         return self.estimates([architecture])[0]
@@ -90,11 +94,12 @@ class Tabular:
 
     def _combined(self, graph_hash: str, predicted: float) -> Estimate:
         row = self.known.get(graph_hash)
-        if row is None:
-            return Estimate(predicted, self.sd, False)
+        if row is None or row.predicted is None:
+            return Estimate(predicted, self.sd, row is not None)
         measured = list(row.rewards.values())
         of_prediction, of_measured = 1 / self.off**2, len(measured) / self.sd**2
-        mean = (of_prediction * predicted + of_measured * float(np.mean(measured))) / (of_prediction + of_measured)
+        total = of_prediction * row.predicted + of_measured * float(np.mean(measured))
+        mean = total / (of_prediction + of_measured)
         return Estimate(mean, self.sd, True)
 
     def reward(self, architecture: Architecture, seed: int) -> float:
@@ -150,12 +155,12 @@ def out_of_fold(features: NDArray[np.float64], means: NDArray[np.float64]) -> ND
 
 
 def prediction_error(
-    features: NDArray[np.float64], means: NDArray[np.float64], runs: NDArray[np.int64], sd: float
+    predicted: NDArray[np.float64], means: NDArray[np.float64], runs: NDArray[np.int64], sd: float
 ) -> float:
-    """By how much (root mean square) predictions miss the true means: what is left of their out-of-fold error when the
+    """By how much (root mean square) out-of-fold predictions miss the true means: what is left of their error when the
     measured means' own noise is taken off. At least a tenth of that noise.
     """
-    square = float(np.mean((out_of_fold(features, means) - means) ** 2)) - float(np.mean(sd**2 / runs))
+    square = float(np.mean((predicted - means) ** 2)) - float(np.mean(sd**2 / runs))
     return float(max(square, (0.1 * sd) ** 2) ** 0.5)
 
 
@@ -184,7 +189,8 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
         writer.writerow(Row._fields)
         for row in rows:
             rewards = " ".join(f"{seed}:{reward:.5f}" for seed, reward in sorted(row.rewards.items()))
-            writer.writerow([to_text(row.graph), row.source, rewards])
+            predicted = "" if row.predicted is None else f"{row.predicted:.5f}"
+            writer.writerow([to_text(row.graph), row.source, rewards, predicted])
     partial.replace(path)
 
 
@@ -194,7 +200,8 @@ def read_rows(text: str) -> list[Row]:
     for entry in csv.DictReader(text.splitlines()):
         pairs = (pair.split(":") for pair in entry["rewards"].split())
         rewards = {int(seed): float(reward) for seed, reward in pairs}
-        rows.append(Row(from_text(entry["graph"]), entry["source"], rewards))
+        predicted = float(entry["predicted"]) if entry["predicted"] else None
+        rows.append(Row(from_text(entry["graph"]), entry["source"], rewards, predicted))
     return rows
 
 

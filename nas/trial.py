@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import os
 import socket
 import time
@@ -20,6 +21,8 @@ from nas.budget import Budget
 from nas.config import Config
 from nas.proxy import Proxy, choose_device, load_proxy
 from nas.store import Cause, Outcome
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,20 @@ def evaluate(source: ProxySource, architecture: Architecture, seed: int, *, is_t
         start = time.monotonic()
         ap = proxy.evaluate(architecture, seed)
         seconds = time.monotonic() - start
-        latency = source.latency_ms(architecture) if is_timed else None
     except (UserError, torch.AcceleratorError):
         raise
     except Exception as error:
         return Outcome(None, cause_of(error), time.monotonic() - start, worker, detail=traceback.format_exc())
-    return Outcome(ap, None, seconds, worker, latency_ms=latency)
+    return Outcome(ap, None, seconds, worker, latency_ms=_latency_ms(source, architecture) if is_timed else None)
+
+
+def _latency_ms(source: ProxySource, architecture: Architecture) -> float | None:
+    """None if it cannot be measured: an AP is not to be lost over that."""
+    try:
+        return source.latency_ms(architecture)
+    except Exception:
+        log.warning("the latency of a graph could not be measured", exc_info=True)
+        return None
 
 
 def cause_of(error: Exception) -> Cause:

@@ -24,7 +24,7 @@ def tabular() -> Tabular:
     return Tabular.measured(rows)
 
 
-@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "tpe"])
+@pytest.mark.parametrize("name", list(ALGORITHMS))
 def test_searches_are_repeatable_and_start_at_the_prior(tabular: Tabular, name: str) -> None:
     curve = search(tabular, ALGORITHMS[name], True, 3, 25)
     assert len(curve) == 25

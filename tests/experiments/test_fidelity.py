@@ -10,12 +10,11 @@ from experiments import fidelity
 from experiments.runs import Run
 from nas.config import Config
 
-STREAM = np.random.default_rng(0)
-
 
 def rewards(graphs: int, seeds: int, spread: float, noise: float) -> np.ndarray:
-    truth = STREAM.normal(0.3, spread, (graphs, 1))
-    return truth + STREAM.normal(0, noise, (graphs, seeds))
+    stream = np.random.default_rng(0)
+    truth = stream.normal(0.3, spread, (graphs, 1))
+    return truth + stream.normal(0, noise, (graphs, seeds))
 
 
 def test_graphs_are_different_and_of_the_published_size() -> None:
@@ -42,8 +41,9 @@ def test_noise_and_spread_are_told_apart() -> None:
 
 @pytest.mark.parametrize("noise", [0.01, 0.05])
 def test_the_ceiling_is_the_tau_of_a_perfect_proxy(noise: float) -> None:
-    truth = STREAM.normal(0, 0.05, 3000)
-    reference = truth[:, None] + STREAM.normal(0, noise, (3000, 3))
+    stream = np.random.default_rng(0)
+    truth = stream.normal(0, 0.05, 3000)
+    reference = truth[:, None] + stream.normal(0, noise, (3000, 3))
     measured = kendalltau(truth, reference.mean(1)).statistic
     assert fidelity.ceiling(reference) == pytest.approx(measured, abs=0.02)
 
@@ -56,7 +56,7 @@ def test_tau_is_that_of_one_seed() -> None:
 
 
 def test_the_interval_covers_the_truth() -> None:
-    sample = STREAM.normal(0, 1, 40)
+    sample = np.random.default_rng(0).normal(0, 1, 40)
     low, high = fidelity.interval(lambda chosen: float(sample[chosen].mean()), 40)
     assert low < sample.mean() < high
     assert high - low == pytest.approx(2 * 1.645 * sample.std() / 40**0.5, rel=0.1)
@@ -69,7 +69,7 @@ def test_norms_estimated_anew_hold_the_mean_over_the_batches() -> None:
     before = {name: value.clone() for name, value in heads.state_dict().items()}
     fidelity.estimate_statistics(heads, proxy.trial_cache.shuffled(16, 2, 0))
     changed = {n for n, value in heads.state_dict().items() if not torch.equal(value, before[n])}
-    assert changed == {n for n in before if (n.startswith("pyramid") and "running" in n) or "num_batches" in n}
+    assert changed == {n for n in before if n.startswith("pyramid") and ("running" in n or "num_batches" in n)}
     first = heads.pyramid.cells[0]
     inputs: list[torch.Tensor] = []
     first.conv.register_forward_hook(lambda _module, _args, out: inputs.append(out))

@@ -1,14 +1,16 @@
-import json
 from pathlib import Path
 
 import pytest
 
 from detector.architecture import PRIORS
+from detector.coco import load_split
 from detector.config import load_config
 from experiments import tabular
 from experiments.runs import Run, Runs
+from nas.cli import _identity
 from nas.config import Config
 from nas.preparation import VERSION
+from nas.space import load_prior
 from nas.store import Outcome, Store, Study
 from nas.tabular import Row, Tabular, from_text, to_text
 from tests.nas.fakes import BUDGET, MEASUREMENT, SPACE
@@ -19,18 +21,25 @@ def runs(tmp_path: Path) -> Runs:
     return Runs(tmp_path / "runs", "v", "none", [])
 
 
-def study_config() -> dict:
-    return json.loads(load_config("shapes", Config).model_dump_json()) | {"proxy version": VERSION}
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tabular, "load_config", lambda name, model: load_config("smoke", model))
+
+
+def study(name: str, seed: int, **changes) -> Study:
+    config = load_config("smoke", Config)
+    identity = _identity(config, load_prior(config.search.prior)) | changes
+    return Study(name, identity, seed, load_split(config.data, None, "train").hash)
 
 
 @pytest.fixture
 def database(tmp_path: Path) -> Path:
     """One study of seed 3 that measured the published graph and fpn."""
     store = Store(str(tmp_path / "s.db"))
-    study = store.open_study(Study("reinforce-3", study_config(), 3, "data"))
+    study_id = store.open_study(study("reinforce-3", 3))
     for number, (name, reward) in enumerate((("nas-fpn", 0.4), ("fpn", 0.2))):
         graph = PRIORS[name]
-        episode = store.start_episode(study, number, graph, [1], None, 0, MEASUREMENT, BUDGET.cost(graph))
+        episode = store.start_episode(study_id, number, graph, [1], None, 0, MEASUREMENT, BUDGET.cost(graph), 0.9)
         store.finish_evaluation(episode.evaluation_id, Outcome(reward))
     return tmp_path / "s.db"
 
@@ -59,10 +68,17 @@ def test_pieces_and_searches_are_joined_by_graph(runs: Runs, database: Path) -> 
     assert {3: 0.4, 100: 0.42, 101: 0.41} in [row.rewards for row in repeated]
 
 
-def test_searches_with_another_proxy_are_refused(runs: Runs, tmp_path: Path) -> None:
-    config = study_config() | {"proxy version": VERSION - 1}
-    Store(str(tmp_path / "old.db")).open_study(Study("old", config, 0, "data"))
-    with pytest.raises(SystemExit, match="'old' was measured with another proxy"):
+@pytest.mark.parametrize(
+    "other",
+    [
+        study("old", 0, **{"proxy version": VERSION - 1}),
+        study("old", 0)._replace(data_hash="other data"),
+        study("old", 0, search={"algorithm": "random", "prior": None}),
+    ],
+)
+def test_searches_with_another_proxy_are_refused(runs: Runs, tmp_path: Path, other: Study) -> None:
+    Store(str(tmp_path / "old.db")).open_study(other)
+    with pytest.raises(SystemExit, match="'old' was measured with another proxy or data set"):
         tabular.joined(runs, [], tmp_path / "old.db")
 
 

@@ -1,7 +1,9 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from controller.decisions import uniform
 from detector.architecture import PRIORS
 from detector.config import load_config
 from detector.errors import UserError
@@ -69,7 +71,9 @@ def test_a_target_prices_cost_into_the_reward_and_keeps_the_ap(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--max-params", "100"], "the prior has 16464 parameters, max_params is 100"),
+        (["--max-params", "100"], "the cheapest graph of 7 cells has 16464 parameters, max_params is 100; raise that"),
+        (["--max-gflops", "1e-7", "--prior", "none"], "the cheapest graph of 7 cells has 0.00079"),
+        (["--confirm", "5"], "--confirm: 5 given, must be 6 or more, or 0 for none"),
         (["--max-gflops", "0"], "--max-gflops: 0 given, must be a number above 0"),
         (["--max-gflops", "nan"], "--max-gflops: nan given, must be a number above 0"),
     ],
@@ -81,7 +85,11 @@ def test_budgets_that_cannot_be_kept_are_refused(tmp_path, monkeypatch, capsys, 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_prior_over_the_limit_names_both() -> None:
-    with pytest.raises(UserError, match=r"parameters, max_params is 9; raise that, or start elsewhere with --prior"):
-        limited(max_params=9).check_prior(PRIOR)
-    limited(max_params=9).check_prior(None)
+def test_a_prior_over_the_limit_is_refused_and_the_cheapest_graph_is_not() -> None:
+    stream = np.random.default_rng(0)
+    costs = [BUDGET.cost(SPACE.architecture(uniform(SPACE, stream))).gflops for _ in range(300)]
+    with pytest.raises(UserError, match="the cheapest graph of 7 cells has"):
+        limited(max_gflops=0.999 * min(costs)).check(SPACE, None)  # 300 draws hold one of the cheapest
+    limited(max_gflops=1.001 * min(costs)).check(SPACE, None)
+    with pytest.raises(UserError, match=r"the prior has .* GFLOPs, .*; raise that, or start elsewhere with --prior"):
+        limited(max_gflops=1.001 * min(costs)).check(SPACE, PRIOR)

@@ -15,7 +15,7 @@ from nas.config import Config
 from nas.graph_features import graph_features
 from nas.proxy import choose_device, load_proxy, prepare_proxy
 from nas.space import space_around
-from nas.tabular import Row, Tabular, from_text, noise_of, out_of_fold, read_rows, table_digest, to_text, write_rows
+from nas.tabular import Row, Tabular, from_text, noise_of, read_rows, table_digest, to_text, write_rows
 from tests.detector.test_architecture import relabelled, valid_orders
 
 PRIOR = PRIORS["nas-fpn"]
@@ -61,7 +61,7 @@ def test_features_tell_most_neighbours_apart() -> None:
 
 def test_noise_and_error_of_prediction_are_those_of_the_measurements(tabular: Tabular) -> None:
     assert tabular.sd == pytest.approx(NOISE, rel=0.25)
-    held_out = out_of_fold(tabular.features, tabular.means)
+    held_out = np.array([row.predicted for row in tabular.rows])
     true = np.array([truth(row.graph) for row in tabular.rows])
     assert tabular.off == pytest.approx(float(np.sqrt(np.mean((held_out - true) ** 2))), rel=0.35)
 
@@ -74,14 +74,18 @@ def test_estimates_of_new_graphs_follow_the_truth(tabular: Tabular) -> None:
     assert np.corrcoef([e.mean for e in estimates], [truth(graph) for graph in graphs])[0, 1] > 0.8
 
 
-def test_a_known_graph_is_between_its_measurement_and_its_prediction(tabular: Tabular) -> None:
+def test_the_best_of_many_measured_graphs_are_not_overrated(tabular: Tabular) -> None:
+    """The highest measurements are lucky ones; estimates are not, and are nearer to the truth than either part."""
+    true = np.array([truth(row.graph) for row in tabular.rows])
     estimates = tabular.estimates(row.graph for row in tabular.rows)
     assert all(estimate.is_known for estimate in estimates)
-    for row, estimate in zip(tabular.rows, estimates, strict=True):
-        predicted = tabular.regression[0].predict(graph_features(row.graph)[None])[0] / 2
-        predicted += tabular.regression[1].predict(graph_features(row.graph)[None])[0] / 2
-        low, high = sorted([predicted, float(np.mean(list(row.rewards.values())))])
-        assert low - 1e-9 <= estimate.mean <= high + 1e-9
+    means = np.array([estimate.mean for estimate in estimates])
+    lucky = (tabular.means - true)[np.argsort(-tabular.means)[:20]].mean()
+    assert lucky > 0.5 * NOISE
+    assert (means - true)[np.argsort(-means)[:20]].mean() < 0.5 * lucky
+    error = np.sqrt(np.mean((means - true) ** 2))
+    assert error < np.sqrt(np.mean((tabular.means - true) ** 2))
+    assert error <= 1.02 * tabular.off
 
 
 def test_rewards_depend_on_graph_and_seed_only_and_scatter_by_sd(tabular: Tabular) -> None:
@@ -97,6 +101,7 @@ def test_rows_round_trip(tabular: Tabular, tmp_path: Path) -> None:
         assert read.graph.hash == row.graph.hash
         assert read.source == row.source
         assert read.rewards == pytest.approx(row.rewards, abs=5e-6)
+        assert read.predicted == pytest.approx(row.predicted, abs=5e-6)
     assert from_text(to_text(PRIOR)).hash == PRIOR.hash
     assert to_text(PRIOR).startswith("1*3@4 ")
 
