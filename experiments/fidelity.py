@@ -187,17 +187,11 @@ def load_frozen(config: Config, data: CocoData) -> FrozenProxy:
     return proxy
 
 
-def with_steps(config: Config, steps: int) -> Config:
-    warmup = max(1, steps // 10)
-    trial = config.proxy.trial.model_copy(update={"steps": steps, "warmup_steps": warmup})
-    return config.model_copy(update={"proxy": config.proxy.model_copy(update={"trial": trial})})
-
-
 def frozen_metrics(config: Config, data: CocoData, graph: Architecture, seed: int, steps: int) -> dict[str, float]:
     """A trial's AP, AP50 and loss; and AP with norms estimated anew once the weights are final."""
-    proxy = load_frozen(with_steps(config, steps), data)
+    proxy = load_frozen(config, data)
     start = time.process_time()
-    heads = proxy.trained(graph, seed)
+    heads = proxy.trained(graph, seed, steps)
     ap, ap50 = ap_and_ap50(proxy.reward, proxy.detections(heads))
     seconds = time.process_time() - start
     loss = reward_loss(heads, proxy.reward_cache)
@@ -217,9 +211,9 @@ def frozen_metrics(config: Config, data: CocoData, graph: Architecture, seed: in
 
 def full_metrics(config: Config, data: CocoData, graph: Architecture, seed: int, steps: int) -> dict[str, float]:
     """The whole detector from scratch, on the proxy's parts."""
-    proxy = FullProxy(with_steps(config, steps), data, CPU)
+    proxy = FullProxy(config, data, CPU)
     start = time.process_time()
-    ap = proxy.evaluate(graph, seed)
+    ap = proxy.evaluate(graph, seed, steps)
     return {"AP": ap, "seconds": time.process_time() - start}
 
 

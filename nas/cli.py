@@ -106,6 +106,7 @@ def _share(text: str) -> float:
 def _search(args: argparse.Namespace) -> int:
     config = _resolve(args)
     prior = load_prior(config.search.prior)
+    _check_rung(config, args.episodes)
     budget = Budget.of(config)
     budget.check(space_around(prior), prior)
     start = time.monotonic()
@@ -117,6 +118,19 @@ def _search(args: argparse.Namespace) -> int:
         if _is_finished(args, study, budget, config):
             return 0
         return _run(args, config, prior, budget, data, study, start)
+
+
+def _check_rung(config: Config, episodes: int) -> None:
+    """Batches are halved as a whole, and a first training must be shorter than the second. Raises UserError."""
+    search, steps = config.search, config.proxy.trial.steps
+    if search.rung_steps is None:
+        return
+    if search.rung_steps >= steps:
+        raise UserError(f"search.rung_steps is {search.rung_steps}, must be below proxy.trial.steps, {steps}")
+    if episodes % search.batch:
+        raise UserError(
+            f"--episodes {episodes}: with search.rung_steps it must be a multiple of {search.batch}, a batch"
+        )
 
 
 def _is_finished(args: argparse.Namespace, study: Study, budget: Budget, config: Config) -> bool:
@@ -213,6 +227,7 @@ def _run(
                 lag=config.search.lag,
                 seed=args.seed,
                 steps=config.proxy.trial.steps,
+                rung_steps=config.search.rung_steps,
             )
 
             def on_episodes(ended: list[Episode]) -> None:
@@ -286,7 +301,9 @@ def _say_found(args: argparse.Namespace, store: Store, study_id: int) -> None:
     episodes = store.episodes(study_id)
     ranked, prior = by_reward(episodes), prior_episode(episodes)
     failed = sum(episode.state == State.FAILED for episode in episodes)
-    print(f"{len(episodes)} episodes, {len(ranked)} distinct graphs, {failed} failed")
+    pruned = sum(episode.state == State.PRUNED for episode in episodes)
+    stopped_early = f", {pruned} pruned" if pruned else ""
+    print(f"{len(episodes)} episodes, {len(ranked)} distinct graphs{stopped_early}, {failed} failed")
     if not ranked:
         return
     best = ranked[0]

@@ -21,6 +21,7 @@ class SearchConfig(Section):
     baseline_decay: PositiveFloat = Field(default=0.7, lt=1)  # of the moving mean over batches
     population: PositiveInt = 50  # of evolution
     tournament: PositiveInt = 10
+    rung_steps: PositiveInt | None = None  # of a first training, after which the worse half of a batch is pruned
     max_gflops: PositiveFloat | None = None  # billions of multiply-adds of the pyramid, at the final test size
     max_params: PositiveInt | None = None  # of the pyramid
     target_gflops: PositiveFloat | None = None  # rewards are AP * (gflops / target) ** -0.07

@@ -113,8 +113,8 @@ class Confirmation:
 
     def _job(self, evaluation_id: int, graph_hash: str, run: int) -> Job:
         self._attempts[evaluation_id] += 1
-        seed = self._measurement(run).seed
-        return Job(self.arms[graph_hash].number, evaluation_id, self._graphs[graph_hash], seed, is_timed=run == 0)
+        number, graph = self.arms[graph_hash].number, self._graphs[graph_hash]
+        return Job(number, evaluation_id, graph, self._measurement(run), is_timed=run == 0)
 
     def _measurement(self, run: int) -> Measurement:
         return Measurement(Purpose.CONFIRM, (self.seed + 1 + run) % SEEDS, self.steps)

@@ -9,6 +9,8 @@ import torch
 from detector.architecture import Architecture
 from detector.cascade_rcnn import CascadeRcnn, DetectionHeads
 from detector.coco import CocoData
+from detector.config import OptimizationConfig
+from detector.errors import UserError
 from detector.evaluate import average_precision
 from detector.inference import View, detect_split, scale_to
 from detector.targets import Detections
@@ -25,9 +27,21 @@ EVALUATION_BATCH = 50
 class Proxy(Protocol):
     """Judges graphs. evaluate resets every random state, so its result depends on its arguments only."""
 
-    def evaluate(self, architecture: Architecture, seed: int) -> float:
-        """COCO AP (0..1) on the reward part. Raises NonFiniteLossError if training diverges."""
+    def evaluate(self, architecture: Architecture, seed: int, steps: int | None = None) -> float:
+        """COCO AP (0..1) on the reward part; steps of training, the configuration's when None.
+
+        Raises NonFiniteLossError if training diverges.
+        """
         ...
+
+
+def trial_of(config: Config, steps: int | None) -> OptimizationConfig:
+    """How a trial trains: as configured, or with its schedule drawn together to fewer steps."""
+    trial = config.proxy.trial
+    if steps is None or steps == trial.steps:
+        return trial
+    warmup = min(steps - 1, round(trial.warmup_steps * steps / trial.steps))
+    return trial.model_copy(update={"steps": steps, "warmup_steps": warmup})
 
 
 class FrozenProxy:
@@ -41,17 +55,17 @@ class FrozenProxy:
         self.trial_cache = FeatureCache(features_folder(folder), "trial", device)
         self.reward_cache = FeatureCache(features_folder(folder), "reward", device)
 
-    def evaluate(self, architecture: Architecture, seed: int) -> float:
-        return average_precision(self.reward, self.detections(self.trained(architecture, seed)))
+    def evaluate(self, architecture: Architecture, seed: int, steps: int | None = None) -> float:
+        return average_precision(self.reward, self.detections(self.trained(architecture, seed, steps)))
 
-    def trained(self, architecture: Architecture, seed: int) -> DetectionHeads:
+    def trained(self, architecture: Architecture, seed: int, steps: int | None = None) -> DetectionHeads:
         """The pyramid and heads of one trial."""
         torch.manual_seed(seed)
         torch.set_num_threads(self.config.proxy.threads)
         heads = load_heads(self.folder, self.config, self.reward.num_classes, architecture.canonical(), self.device)
         heads = heads.to(memory_format=torch.channels_last)
         reset_statistics(heads.pyramid)
-        trial = self.config.proxy.trial
+        trial = trial_of(self.config, steps)
         train(heads, self.trial_cache.shuffled(trial.batch_size, trial.steps, seed), trial, self.device)
         return heads
 
@@ -76,13 +90,13 @@ class FullProxy:
         self.training = data.subset(np.flatnonzero(~np.isin(data.image_ids, self.reward.image_ids)))
         self.device = device
 
-    def evaluate(self, architecture: Architecture, seed: int) -> float:
+    def evaluate(self, architecture: Architecture, seed: int, steps: int | None = None) -> float:
         torch.manual_seed(seed)
         proxy, detector = self.config.proxy, self.config.proxy_detector
         torch.set_num_threads(proxy.threads)
         model = CascadeRcnn(detector, architecture.canonical(), self.reward.num_classes, batched=True)
         model = model.to(memory_format=torch.channels_last).to(self.device)
-        trial = proxy.trial
+        trial = trial_of(self.config, steps)
         loader = canvas_loader(self.training, proxy, detector)
         batches = loader.shuffled(trial.steps, trial.batch_size, seed, flip=proxy.flip)
         train(model, batches, trial, self.device)
@@ -93,10 +107,16 @@ class FullProxy:
 class TabularProxy:
     """Trains nothing: for studies of the search itself."""
 
-    def __init__(self, tabular: Tabular) -> None:
+    def __init__(self, tabular: Tabular, steps: int) -> None:
         self.tabular = tabular
+        self.steps = steps
 
-    def evaluate(self, architecture: Architecture, seed: int) -> float:
+    def evaluate(self, architecture: Architecture, seed: int, steps: int | None = None) -> float:
+        """Only the trial's own length was measured. Raises UserError for another."""
+        if steps is not None and steps != self.steps:
+            raise UserError(
+                f"the tabular benchmark knows rewards of {self.steps} steps only; leave search.rung_steps out"
+            )
         return self.tabular.reward(architecture, seed)
 
 
@@ -121,7 +141,7 @@ def load_proxy(
     if config.proxy.protocol == "full":
         return FullProxy(config, data, device)
     if config.proxy.protocol == "tabular":
-        return TabularProxy(load_tabular())
+        return TabularProxy(load_tabular(), config.proxy.trial.steps)
     folder = prepare(config, data, prior, device, progress)
     return FrozenProxy(config, folder, divide(data, config.proxy.parts)["reward"], device)
 

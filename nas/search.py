@@ -104,9 +104,10 @@ class Trial(tune.Trainable):  # type: ignore[misc]  # Ray ships without types
         return True
 
     def step(self) -> dict[str, Any]:
-        graph, seed = Architecture.from_dict(self.config["graph"]), self.config["seed"]
+        config = self.config
+        graph = Architecture.from_dict(config["graph"])
         try:
-            outcome = evaluate(self.source, graph, seed, is_timed=self.config["is_timed"])
+            outcome = evaluate(self.source, graph, config["seed"], config["steps"], is_timed=config["is_timed"])
         except UserError as error:
             return {"mistake": str(error), "reward": None, "done": True}
         end = outcome.cause or f"AP {outcome.ap:.4f}"
@@ -153,7 +154,8 @@ class PlanSearcher(Searcher):  # type: ignore[misc]
             return Searcher.FINISHED if self.plan.is_finished else None
         self.evaluation_of[trial_id] = job.evaluation_id
         graph = job.architecture.to_dict()
-        return {"episode": job.episode, "graph": graph, "seed": job.seed, "is_timed": job.is_timed}
+        seed, steps = job.measurement.seed, job.measurement.budget
+        return {"episode": job.episode, "graph": graph, "seed": seed, "steps": steps, "is_timed": job.is_timed}
 
     def _finish(self, evaluation_id: int, result: dict[str, Any] | None) -> None:
         if result is None:
@@ -257,4 +259,4 @@ def run(plan: Plan, source: ProxySource, cluster: Cluster, on_episodes: OnEpisod
 
 
 def _name(trial: Any) -> str:
-    return f"episode-{trial.config['episode']}-seed-{trial.config['seed']}"
+    return f"episode-{trial.config['episode']}-seed-{trial.config['seed']}-steps-{trial.config['steps']}"

@@ -45,6 +45,7 @@ class State(StrEnum):
     RUNNING = "running"
     DONE = "done"
     REUSED = "reused"  # the reward of an earlier episode with the same graph
+    PRUNED = "pruned"  # stopped early, without a reward
     FAILED = "failed"
 
 
@@ -182,6 +183,7 @@ class Purpose(StrEnum):
     """What an evaluation is for."""
 
     SEARCH = "search"  # the reward of an episode
+    RUNG = "rung"  # a shorter training, which says whether an episode is worth that
     CONFIRM = "confirm"  # a new seed for one of the best graphs
 
 
@@ -356,22 +358,36 @@ class Store:
         self._add_architecture(graph_hash, architecture)
         with self._begin() as session:
             evaluation = self._evaluation(session, study_id, graph_hash, measurement, cost, factor)
-            is_done = evaluation.state == State.DONE
             row = EpisodeRow(
                 study_id=study_id,
                 number=number,
                 architecture_hash=graph_hash,
-                evaluation_id=evaluation.id,
                 decisions=list(decisions),
                 log_prob=log_prob,
                 policy_version=policy_version,
-                state=State.REUSED if is_done else evaluation.state,
-                cause=evaluation.cause,
-                reward=_reward(evaluation.ap, evaluation.factor),
             )
+            _wait_for(row, evaluation)
             session.add(row)
             session.flush()
             return _episode(row)
+
+    def end_rung(
+        self, study_id: int, going_on: Sequence[int], pruned: Sequence[int], measurement: Measurement
+    ) -> list[Episode]:
+        """Let episodes whose graphs were trained shortly go on to a new measurement, and end the others."""
+        with self._begin() as session:
+            chosen = EpisodeRow.study_id == study_id, EpisodeRow.number.in_([*going_on, *pruned])
+            rows = session.scalars(select(EpisodeRow).where(*chosen).order_by(EpisodeRow.number)).all()
+            for row in rows:
+                if row.number in pruned:
+                    row.state = State.PRUNED
+                else:
+                    rung = session.get_one(EvaluationRow, row.evaluation_id)
+                    cost = Cost(rung.gflops, rung.params)
+                    graph_hash = row.architecture_hash
+                    _wait_for(row, self._evaluation(session, study_id, graph_hash, measurement, cost, rung.factor))
+            session.flush()
+            return [_episode(row) for row in rows]
 
     def start_evaluation(
         self, study_id: int, graph_hash: str, measurement: Measurement, cost: Cost, factor: float
@@ -412,14 +428,15 @@ class Store:
     def finish_evaluation(self, evaluation_id: int, outcome: Outcome) -> list[Episode]:
         """Record how a running evaluation ended, and with it every episode that waits for it; returns these.
 
-        The lowest number owns the evaluation, the others reuse it.
+        The lowest number owns the evaluation, the others reuse it. After a rung they wait on, for end_rung, unless it
+        failed.
         """
         state = State.FAILED if outcome.cause else State.DONE
         finished = (
             update(EvaluationRow)
             .where(EvaluationRow.id == evaluation_id, EvaluationRow.state == State.RUNNING)
             .values(state=state, **outcome._asdict())
-            .returning(EvaluationRow.factor)
+            .returning(EvaluationRow.factor, EvaluationRow.purpose)
         )
         waiting = (
             select(EpisodeRow)
@@ -427,13 +444,15 @@ class Store:
             .order_by(EpisodeRow.number)
         )
         with self._begin() as session:
-            factor = session.scalar(finished)
-            if factor is None:
+            ended = session.execute(finished).one_or_none()
+            if ended is None:
                 raise RuntimeError(f"evaluation {evaluation_id} is not running")
+            if ended.purpose == Purpose.RUNG and state == State.DONE:
+                return []
             rows = session.scalars(waiting).all()
             for place, row in enumerate(rows):
                 row.state = State.REUSED if place and state == State.DONE else state
-                row.cause, row.reward = outcome.cause, _reward(outcome.ap, factor)
+                row.cause, row.reward = outcome.cause, _reward(outcome.ap, ended.factor)
             session.flush()
             return [_episode(row) for row in rows]
 
@@ -458,6 +477,18 @@ class Store:
 
 def _reward(ap: float | None, factor: float) -> float | None:
     return None if ap is None else ap * factor
+
+
+def _wait_for(episode: EpisodeRow, evaluation: EvaluationRow) -> None:
+    """Make an episode one that an evaluation decides, or has decided. A rung decides nothing unless it failed."""
+    is_done = evaluation.state == State.DONE
+    if evaluation.purpose == Purpose.RUNG and is_done:
+        state = State.RUNNING
+    else:
+        state = State.REUSED if is_done else State(evaluation.state)
+    is_rewarded = state == State.REUSED
+    episode.evaluation_id, episode.state, episode.cause = evaluation.id, state, evaluation.cause
+    episode.reward = _reward(evaluation.ap, evaluation.factor) if is_rewarded else None
 
 
 def _as_evaluation(row: EvaluationRow) -> Evaluation:

@@ -48,7 +48,7 @@ class Job(NamedTuple):
     episode: int
     evaluation_id: int
     architecture: Architecture
-    seed: int
+    measurement: Measurement
     is_timed: bool = False  # whether the pyramid's latency is measured, too
 
 
@@ -57,6 +57,10 @@ class Schedule:
 
     The store is the only memory: whatever is running when the process dies runs again, and a batch that is complete
     but not yet used is used at the start.
+
+    With rung_steps, every graph of a batch is first trained for so many steps, and the better half of them goes on to
+    its reward (one round of successive halving; Karnin, Koren & Somekh 2013); the others are pruned. Batches are halved
+    in order, by what their own graphs reached and what earlier batches decided, so nothing depends on who ends first.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class Schedule:
         lag: int,
         seed: int,
         steps: int,
+        rung_steps: int | None = None,
     ) -> None:
         self.store = store
         self.study_id = study_id
@@ -84,6 +89,7 @@ class Schedule:
         self.lag = lag
         self.budget = budget
         self.measurement = Measurement(Purpose.SEARCH, seed, steps)
+        self.rung = Measurement(Purpose.RUNG, seed, rung_steps) if rung_steps is not None else None
         self.stopped: str | None = None  # why the search gave up
         self.episodes = {episode.number: episode for episode in store.episodes(study_id)}
         self._failures = 0
@@ -93,7 +99,10 @@ class Schedule:
         stored = store.policies(study_id)
         controller.restore(stored)
         self.version = max(stored, default=0)
-        running = [episode for episode in self.episodes.values() if episode.state == State.RUNNING]
+        # AP by evaluation, None until it has ended.
+        self._rungs = {evaluation.id: evaluation.ap for evaluation in store.evaluations(study_id, Purpose.RUNG)}
+        waiting = [episode for episode in self.episodes.values() if episode.state == State.RUNNING]
+        running = [episode for episode in waiting if self._rungs.get(episode.evaluation_id) is None]
         owners = {episode.evaluation_id: episode for episode in reversed(running)}  # the lowest number stays
         self._dispatched = set(owners)
         self._again = deque(sorted(owners.values()))
@@ -124,7 +133,8 @@ class Schedule:
                 return None
             episode, architecture = self._propose(number)
             self.episodes[number] = episode
-            if episode.state == State.RUNNING and episode.evaluation_id not in self._dispatched:
+            is_known = episode.evaluation_id in self._dispatched or self._rungs.get(episode.evaluation_id) is not None
+            if episode.state == State.RUNNING and not is_known:
                 self._dispatched.add(episode.evaluation_id)
                 if job := self._job(episode, architecture):
                     return job
@@ -136,7 +146,9 @@ class Schedule:
         self._attempts[episode.evaluation_id] += 1
         excess = self.budget.excess(architecture)
         if excess is None:
-            return Job(episode.number, episode.evaluation_id, architecture, self.measurement.seed)
+            is_rung = self.rung is not None and episode.evaluation_id in self._rungs
+            measurement = self.rung if self.rung is not None and is_rung else self.measurement
+            return Job(episode.number, episode.evaluation_id, architecture, measurement)
         self.finish(episode.evaluation_id, Outcome(None, Cause.INVALID, detail=excess))
         return None
 
@@ -149,6 +161,8 @@ class Schedule:
             return []
         outcome = outcome._replace(attempts=attempts)
         settled = self.store.finish_evaluation(evaluation_id, outcome)
+        if evaluation_id in self._rungs:
+            self._rungs[evaluation_id] = outcome.ap
         self._dispatched.discard(evaluation_id)
         self.episodes.update({episode.number: episode for episode in settled})
         self._failures = self._failures + 1 if outcome.cause else 0
@@ -173,27 +187,53 @@ class Schedule:
             proposal.decisions,
             log_prob,
             version,
-            self.measurement,
+            self.rung or self.measurement,
             self.budget.cost(architecture),
             self.budget.factor(architecture),
         )
+        if self.rung is not None:
+            self._rungs.setdefault(episode.evaluation_id, None)
         return episode, architecture
 
     def _advance(self) -> None:
-        """Let the controller use every batch that is complete, in order."""
-        while True:
-            numbers = range(self.version * self.batch, (self.version + 1) * self.batch)
-            episodes = [self.episodes.get(number) for number in numbers]
-            if any(episode is None or episode.state == State.RUNNING for episode in episodes):
+        """Halve every batch whose rung has ended, and let the controller use those that are complete, in order."""
+        if self.rung is not None:
+            for number in range(self.version, len(self.episodes) // self.batch):
+                self._halve(self._batch(number))
+        while len(batch := self._batch(self.version)) == self.batch:
+            if any(episode.state == State.RUNNING for episode in batch):
                 return
-            rewarded = [
-                Rewarded(episode.decisions, episode.log_prob, episode.reward)
-                for episode in episodes
-                if episode is not None and episode.reward is not None
-            ]
             self.version += 1
-            state = self.controller.update(rewarded)
+            state = self.controller.update(_rewarded(batch))
             self.store.save_policy(self.study_id, self.version, state, versions_kept(self.lag))
+
+    def _batch(self, number: int) -> list[Episode]:
+        """The episodes of a batch that were proposed so far."""
+        numbers = range(number * self.batch, (number + 1) * self.batch)
+        return [self.episodes[e] for e in numbers if e in self.episodes]
+
+    def _halve(self, batch: Sequence[Episode]) -> None:
+        """End the batch's rung, if all of it has.
+
+        The prior goes on, and so do graphs that were proposed in earlier batches: a second proposal is trained.
+        """
+        waiting = [episode for episode in batch if episode.state == State.RUNNING]
+        aps = {episode.architecture_hash: self._rungs.get(episode.evaluation_id) for episode in waiting}
+        ended = {graph_hash: ap for graph_hash, ap in aps.items() if ap is not None}
+        if not waiting or len(ended) < len(aps):
+            return
+        going_on = {self.episodes[number].architecture_hash for number in range(batch[0].number)}
+        if self.prior is not None:
+            going_on.add(self.episodes[0].architecture_hash)
+        ranked = sorted((h for h in ended if h not in going_on), key=lambda h: -ended[h])  # equals by number
+        going_on |= set(ranked[: -(-len(ranked) // 2)])
+        kept = [episode.number for episode in waiting if episode.architecture_hash in going_on]
+        pruned = [episode.number for episode in waiting if episode.architecture_hash not in going_on]
+        for episode in self.store.end_rung(self.study_id, kept, pruned, self.measurement):
+            self.episodes[episode.number] = episode
+            if episode.state == State.RUNNING and episode.evaluation_id not in self._dispatched:
+                self._dispatched.add(episode.evaluation_id)
+                self._again.append(episode)
 
     def _check_prior(self, cause: str = "") -> None:
         first = self.episodes.get(0)
@@ -204,6 +244,21 @@ class Schedule:
             f"episode 0, the prior, failed with {cause or first.cause}: nothing can be compared with it; "
             "when that is mended, --study NAME starts anew"
         )
+
+
+def _rewarded(batch: Sequence[Episode]) -> list[Rewarded]:
+    """What the controller learns from. A pruned graph counts with the lowest full reward among its batch's survivors:
+    its own short training is no upper bound, since AP grows with steps.
+    """
+    rewards = [episode.reward for episode in batch if episode.reward is not None]
+    found = []
+    for episode in batch:
+        reward = episode.reward
+        if episode.state == State.PRUNED and rewards:
+            reward = min(rewards)
+        if reward is not None:
+            found.append(Rewarded(episode.decisions, episode.log_prob, reward))
+    return found
 
 
 def _shown(outcome: Outcome) -> str:

@@ -62,7 +62,9 @@ def _loaded(source: ProxySource) -> Proxy:
     return source.load()
 
 
-def evaluate(source: ProxySource, architecture: Architecture, seed: int, *, is_timed: bool = False) -> Outcome:
+def evaluate(
+    source: ProxySource, architecture: Architecture, seed: int, steps: int, *, is_timed: bool = False
+) -> Outcome:
     """Train and judge a graph. A failure is an outcome with its cause. is_timed: measure the pyramid's latency, too.
 
     Raises UserError for a mistake that would fail every graph (it is no graph's fault), and torch.AcceleratorError
@@ -73,7 +75,7 @@ def evaluate(source: ProxySource, architecture: Architecture, seed: int, *, is_t
     try:
         proxy = _loaded(source)
         start = time.monotonic()
-        ap = proxy.evaluate(architecture, seed)
+        ap = proxy.evaluate(architecture, seed, steps)
         seconds = time.monotonic() - start
     except (UserError, torch.AcceleratorError):
         raise

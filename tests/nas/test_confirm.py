@@ -43,7 +43,7 @@ def confirmation(store: Store, runs: int = RUNS, budget: Budget = BUDGET) -> Con
 
 def noisy(job: Job, noise: float) -> float:
     """The graph's reward with noise that depends on graph and seed only."""
-    stream = np.random.default_rng([job.seed, int(job.architecture.hash[:8], 16)])
+    stream = np.random.default_rng([job.measurement.seed, int(job.architecture.hash[:8], 16)])
     return reward_of(job.architecture.hash) + noise * float(stream.standard_normal())
 
 
