@@ -16,7 +16,7 @@ import argparse
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,20 +31,19 @@ from detector.cascade_rcnn import DetectionHeads
 from detector.coco import CocoData, load_split
 from detector.config import load_config
 from detector.evaluate import ap_and_ap50
-from detector.norm import batch_norms
 from experiments.full_training import CPU, full_training
 from experiments.full_training import NAME as FULL_TRAINING
 from experiments.runs import Run, Runs
 from nas.config import Config
+from nas.pool import estimate_statistics
 from nas.preparation import VERSION, FeatureCache
-from nas.proxy import FrozenProxy, FullProxy, load_proxy
+from nas.proxy import EVALUATION_BATCH, FrozenProxy, FullProxy, load_proxy
 from nas.space import load_prior, space_around
 
 FROZEN_STEPS = (5, 10, 20, 40, 80)
 FULL_STEPS = (100, 200)
-STATISTICS_BATCHES = 8  # from which norms are estimated anew
-LOSS_BATCH = 50
-RESAMPLES = 2000
+NORM_BATCHES = 8  # from which norms are estimated anew
+RESAMPLES = 500
 
 
 class Proxied(NamedTuple):
@@ -189,14 +188,15 @@ def load_frozen(config: Config, data: CocoData) -> FrozenProxy:
 
 def frozen_metrics(config: Config, data: CocoData, graph: Architecture, seed: int, steps: int) -> dict[str, float]:
     """A trial's AP, AP50 and loss; and AP with norms estimated anew once the weights are final."""
-    proxy = load_frozen(config, data)
+    kept = config.proxy.model_copy(update={"norm_batches": 0})
+    proxy = load_frozen(config.model_copy(update={"proxy": kept}), data)
     start = time.process_time()
     heads = proxy.trained(graph, seed, steps)
     ap, ap50 = ap_and_ap50(proxy.reward, proxy.detections(heads))
     seconds = time.process_time() - start
     loss = reward_loss(heads, proxy.reward_cache)
     start = time.process_time()
-    estimate_statistics(heads, proxy.trial_cache.shuffled(LOSS_BATCH, STATISTICS_BATCHES, seed))
+    estimate_statistics(heads.pyramid, proxy.trial_cache.shuffled(EVALUATION_BATCH, NORM_BATCHES, seed))
     anew = time.process_time() - start
     ap_anew, _ = ap_and_ap50(proxy.reward, proxy.detections(heads))
     return {
@@ -223,22 +223,9 @@ def reward_loss(heads: DetectionHeads, cache: FeatureCache) -> float:
     heads.eval()
     torch.manual_seed(0)  # it draws samples of regions
     losses = []
-    for batch in cache.ordered(LOSS_BATCH):
+    for batch in cache.ordered(EVALUATION_BATCH):
         losses.append(float(torch.stack(list(heads(*batch).values())).sum()))
     return statistics.fmean(losses)
-
-
-@torch.no_grad()
-def estimate_statistics(heads: DetectionHeads, batches: Iterator[Any]) -> None:
-    """Set batch norm's statistics to the mean over some batches, under the weights as they are."""
-    norms = batch_norms(heads.pyramid)
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean
-    heads.train()
-    for batch in batches:
-        heads.pyramid(batch.features)
-    heads.eval()
 
 
 class Judged(NamedTuple):

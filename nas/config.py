@@ -47,6 +47,7 @@ class ProxyConfig(Section):
     pretrain: OptimizationConfig = OptimizationConfig()
     pool: OptimizationConfig = OptimizationConfig()
     trial: OptimizationConfig = OptimizationConfig()
+    norm_batches: NonNegativeInt = 0  # of 50 images, for the pyramid's norms once a frozen trial ends; 0: as trained
 
     @model_validator(mode="after")
     def _parts_are_shares(self) -> "ProxyConfig":

@@ -4,8 +4,12 @@ Trained once with a new graph each step, so that a trial measures the graph and 
 (weight sharing as in Pham et al. 2018, arXiv:1802.03268, but every trial then trains its own copy).
 """
 
+from collections.abc import Iterable
+from typing import Protocol
+
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from controller.decisions import mutate, uniform
 from detector.architecture import LEVELS, Architecture
@@ -14,6 +18,13 @@ from detector.norm import Norm, batch_norms
 from nas.space import NasFpnSpace
 
 MAX_MUTATIONS = 8
+
+
+class HasFeatures(Protocol):
+    """P3..P7 of some images."""
+
+    @property
+    def features(self) -> list[Tensor]: ...
 
 
 class CellPool(nn.Module):
@@ -60,3 +71,17 @@ def reset_statistics(module: nn.Module) -> None:
     """Forget batch norm's running statistics: the pool's are a mixture over all graphs."""
     for norm in batch_norms(module):
         norm.reset_running_stats()
+
+
+@torch.no_grad()
+def estimate_statistics(pyramid: nn.Module, batches: Iterable[HasFeatures]) -> None:
+    """Set batch norm's statistics to plain means over some batches, under the weights as they are.
+
+    Those that training keeps are moving means, which lag behind the last of few steps.
+    """
+    for norm in batch_norms(pyramid):
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean
+    pyramid.train()
+    for batch in batches:
+        pyramid(batch.features)

@@ -28,6 +28,14 @@ from nas.space import space_around
 
 VERSION = 3  # raise it when trained weights or rewards change: caches and studies are known by it
 PARTS = ("pretrain", "trial", "reward")
+OF_TRIALS = {
+    "pool",
+    "trial",
+    "norm_batches",
+    "threads",
+    "cache_limit_gb",
+    "detector",
+}  # no part of cached maps
 DETECTOR_FILE = "detector.pt"
 POOL_FILE = "pool.pt"
 
@@ -126,7 +134,9 @@ def prepare(
         "version": VERSION,
         "data": data.hash,
         "detector": named_weights(detector).model_dump(mode="json"),
-        "proxy": proxy.model_dump(mode="json", exclude={"pool", "trial", "threads", "cache_limit_gb", "detector"}),
+        "proxy": proxy.model_dump(
+            mode="json", exclude={"pool", "trial", "norm_batches", "threads", "cache_limit_gb", "detector"}
+        ),
     }
     parts = divide(data, proxy.parts)
     with _threads(proxy.preparation_threads):

@@ -16,7 +16,7 @@ from detector.inference import View, detect_split, scale_to
 from detector.targets import Detections
 from detector.train import train
 from nas.config import Config
-from nas.pool import reset_statistics
+from nas.pool import estimate_statistics, reset_statistics
 from nas.preparation import FeatureCache, OnProgress, canvas_loader, divide, features_folder, load_heads, prepare
 from nas.space import space_around
 from nas.tabular import Tabular, check_space, load_tabular
@@ -67,6 +67,9 @@ class FrozenProxy:
         reset_statistics(heads.pyramid)
         trial = trial_of(self.config, steps)
         train(heads, self.trial_cache.shuffled(trial.batch_size, trial.steps, seed), trial, self.device)
+        if self.config.proxy.norm_batches:
+            batches = self.trial_cache.shuffled(EVALUATION_BATCH, self.config.proxy.norm_batches, seed)
+            estimate_statistics(heads.pyramid, batches)
         return heads
 
     def detections(self, heads: DetectionHeads) -> list[Detections]:

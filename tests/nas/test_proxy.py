@@ -9,7 +9,7 @@ from detector.coco import load_split
 from detector.config import load_config
 from detector.errors import UserError
 from nas.config import Config
-from nas.pool import CellPool, draw_graph
+from nas.pool import CellPool, draw_graph, estimate_statistics
 from nas.preparation import FeatureCache, divide, features_folder, load_heads, prepare
 from nas.proxy import FrozenProxy, load_proxy, prepare_proxy
 from nas.space import space_around
@@ -59,9 +59,11 @@ def test_isomorphic_graphs_get_the_same_reward(proxy: FrozenProxy) -> None:
     graph = Architecture(tuple(MergeCell(inputs, level, "sum") for inputs, level in outputs))
     other = relabelled(graph, (4, 2, 0, 3, 1), swap=True)
     fpn_pool = load_proxy(CONFIG, load_split(CONFIG.data, None, "train"), PRIORS["fpn"], CPU, quiet)
-    reward = fpn_pool.evaluate(graph, 0)
-    assert reward > 0
-    assert fpn_pool.evaluate(other, 0) == reward
+    assert isinstance(fpn_pool, FrozenProxy)
+    ours, theirs = (fpn_pool.detections(fpn_pool.trained(written, 0)) for written in (graph, other))
+    assert sum(len(found.scores) for found in ours) > 0
+    for of_image, again in zip(ours, theirs, strict=True):
+        assert all(map(torch.equal, of_image, again))
 
 
 def test_cached_maps_are_the_detector_s_own(proxy: FrozenProxy) -> None:
@@ -160,3 +162,29 @@ def test_full_protocol_finds_mistakes_before_the_first_trial(tmp_path: Path) -> 
     )
     with pytest.raises(UserError, match=r"no\.pt cannot be loaded"):
         prepare_proxy(full, load_split(CONFIG.data, None, "train"), PRIOR, CPU, quiet)
+
+
+def test_norms_estimated_anew_hold_the_mean_over_the_batches(proxy: FrozenProxy) -> None:
+    heads = proxy.trained(PRIOR, 0)
+    before = {name: value.clone() for name, value in heads.state_dict().items()}
+    estimate_statistics(heads.pyramid, proxy.trial_cache.shuffled(16, 2, 0))
+    changed = {name for name, value in heads.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed <= {name for name in before if "running" in name or "num_batches" in name}
+    first = heads.pyramid.cells[0]
+    seen: list[torch.Tensor] = []
+    first.conv.register_forward_hook(lambda _module, _args, out: seen.append(out))
+    with torch.no_grad():
+        for batch in proxy.trial_cache.shuffled(16, 2, 0):
+            heads.pyramid(batch.features)
+    expected = torch.stack([out.mean((0, 2, 3)) for out in seen]).mean(0)
+    torch.testing.assert_close(first.norm.running_mean, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_trial_estimates_norms_anew_if_told_to(proxy: FrozenProxy) -> None:
+    settings = CONFIG.proxy.model_copy(update={"norm_batches": 2})
+    config = CONFIG.model_copy(update={"proxy": settings})
+    anew = load_proxy(config, load_split(CONFIG.data, None, "train"), PRIOR, CPU, quiet)
+    assert anew.folder == proxy.folder
+    plain, told = proxy.trained(PRIOR, 0), anew.trained(PRIOR, 0)
+    assert torch.equal(plain.pyramid.cells[0].conv.weight, told.pyramid.cells[0].conv.weight)
+    assert not torch.equal(plain.pyramid.cells[0].norm.running_var, told.pyramid.cells[0].norm.running_var)
