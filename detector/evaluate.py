@@ -51,7 +51,7 @@ def coco_metrics(data: CocoData, detections: Sequence[Detections]) -> Metrics:
 
 def evaluate(data: CocoData, detections: Sequence[Detections]) -> Evaluation:
     """The same, with the curves."""
-    precision = _precision(data, detections)
+    precision = _precision(data, detections, COCO, COCOeval, by_area=True)
     overall = precision[:, :, :, 0, 0]
     present = overall[:, :, (overall > -1).all((0, 1))]  # classes that the split holds
     curves = np.stack([present[0].mean(1), present[5].mean(1), present.mean((0, 2))])
@@ -73,15 +73,7 @@ def average_precision(data: CocoData, detections: Sequence[Detections]) -> float
 
 def ap_and_ap50(data: CocoData, detections: Sequence[Detections]) -> tuple[float, float]:
     """COCO AP, and AP at IoU 0.5, at a twentieth of the cost of all numbers."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = FasterCOCO()
-        truth.dataset = _truth(data)
-        truth.createIndex()
-        evaluation = COCOeval_faster(truth, truth.loadRes(_all_rows(data, detections)), "bbox")
-        _limit(evaluation, data, by_area=False)
-        evaluation.evaluate()
-        evaluation.accumulate()
-    precision = np.asarray(evaluation.eval["precision"])
+    precision = _precision(data, detections, FasterCOCO, COCOeval_faster, by_area=False)
     return _mean(precision) or 0.0, _mean(precision[0]) or 0.0
 
 
@@ -90,26 +82,23 @@ def _mean(precision: NDArray[np.float64]) -> float | None:
     return float(present.mean()) if present.size else None
 
 
-def _precision(data: CocoData, detections: Sequence[Detections]) -> NDArray[np.float64]:
-    """By IoU, recall, class, area, and number of detections."""
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        truth = COCO()
+def _precision(
+    data: CocoData, detections: Sequence[Detections], coco: type[Any], evaluator: type[Any], *, by_area: bool
+) -> NDArray[np.float64]:
+    """By IoU, recall, class, area, and number of detections; coco and evaluator are either library's."""
+    with contextlib.redirect_stdout(io.StringIO()):  # both print their progress
+        truth = coco()
         truth.dataset = _truth(data)
         truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(_all_rows(data, detections)), "bbox")
-        _limit(evaluation, data, by_area=True)
+        evaluation = evaluator(truth, truth.loadRes(_all_rows(data, detections)), "bbox")
+        evaluation.params.imgIds = data.image_ids.tolist()
+        evaluation.params.maxDets = [100]
+        if not by_area:
+            evaluation.params.areaRng = evaluation.params.areaRng[:1]
+            evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
         evaluation.evaluate()
         evaluation.accumulate()
-    precision: NDArray[np.float64] = evaluation.eval["precision"]
-    return precision
-
-
-def _limit(evaluation: Any, data: CocoData, *, by_area: bool) -> None:
-    evaluation.params.imgIds = data.image_ids.tolist()
-    evaluation.params.maxDets = [100]
-    if not by_area:
-        evaluation.params.areaRng = evaluation.params.areaRng[:1]
-        evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
+    return np.asarray(evaluation.eval["precision"])
 
 
 def _all_rows(data: CocoData, detections: Sequence[Detections]) -> NDArray[np.float64]:

@@ -17,6 +17,7 @@ import argparse
 import math
 import statistics
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,12 +27,11 @@ from numpy.typing import NDArray
 
 from controller.controller import Controller
 from controller.decisions import Decisions, uniform
-from controller.evolution import Evolution
 from controller.proposer import Proposer, Rewarded
-from controller.reinforce import Reinforce, Untrained
-from detector.architecture import PRIORS
+from detector.architecture import PRIORS, Architecture
 from experiments.rivals import LocalSearch, Tpe
 from experiments.runs import Run, Runs
+from nas.cli import make_controller
 from nas.config import SearchConfig
 from nas.space import NasFpnSpace, space_around
 from nas.tabular import Tabular, load_tabular, table_digest
@@ -42,7 +42,7 @@ UNIFORM_GRAPHS = 20_000
 LAST = 50
 MISSED = 10**6
 
-Make = Callable[[NasFpnSpace, Decisions | None, int], Proposer]
+Make = Callable[[NasFpnSpace, Architecture | None, int], Controller]
 
 
 def main() -> None:
@@ -77,35 +77,28 @@ SEARCH = SearchConfig()
 STARTS = ("from the prior", "from nothing")
 
 
-def reinforce(space: NasFpnSpace, prior: Decisions | None, seed: int) -> Proposer:
-    return _policy(Reinforce, space, prior, seed)
+def ours(algorithm: str) -> Make:
+    """One that nas-search has."""
+    search = SEARCH.model_copy(update={"algorithm": algorithm})
+    return partial(make_controller, search)
 
 
-def untrained(space: NasFpnSpace, prior: Decisions | None, seed: int) -> Proposer:
-    return _policy(Untrained, space, prior, seed)
+def rival(kind: Callable[[NasFpnSpace, Decisions | None], Proposer]) -> Make:
+    """Another one, in the same controller."""
 
+    def make(space: NasFpnSpace, prior: Architecture | None, seed: int) -> Controller:
+        proposer = kind(space, space.decisions(prior) if prior is not None else None)
+        return Controller(proposer, batch=SEARCH.batch, lag=SEARCH.lag, seed=seed)
 
-def _policy(kind: type[Reinforce], space: NasFpnSpace, prior: Decisions | None, seed: int) -> Reinforce:
-    return kind(
-        space,
-        hidden=SEARCH.hidden,
-        learning_rate=SEARCH.learning_rate,
-        entropy_weight=SEARCH.entropy_weight,
-        baseline_decay=SEARCH.baseline_decay,
-        prior=prior,
-        prior_distance=SEARCH.prior_distance,
-        seed=seed,
-    )
+    return make
 
 
 ALGORITHMS: Mapping[str, Make] = {
-    "reinforce": reinforce,
-    "random": untrained,
-    "evolution": lambda space, prior, _seed: Evolution(
-        space, population=SEARCH.population, tournament=SEARCH.tournament, prior=prior
-    ),
-    "local search": lambda space, prior, _seed: LocalSearch(space, prior),
-    "tpe": lambda space, prior, _seed: Tpe(space, prior),
+    "reinforce": ours("reinforce"),
+    "random": ours("random"),
+    "evolution": ours("evolution"),
+    "local search": rival(LocalSearch),
+    "tpe": rival(Tpe),
 }
 
 
@@ -120,15 +113,14 @@ def make_run(tabular: Tabular, run: Run, episodes: int) -> dict[str, Any]:
 def search(tabular: Tabular, make: Make, has_prior: bool, seed: int, episodes: int) -> list[float]:
     """The true rewards of one search's proposals. A graph that comes again has the same reward."""
     space = space_around(PRIOR)
-    prior = space.decisions(PRIOR) if has_prior else None
-    controller = Controller(make(space, prior, seed), batch=SEARCH.batch, lag=SEARCH.lag, seed=seed)
+    controller = make(space, PRIOR if has_prior else None, seed)
     true: list[float] = []
     for first in range(0, episodes, SEARCH.batch):
         proposals = [controller.propose(episode) for episode in range(first, min(first + SEARCH.batch, episodes))]
         drawn = [(proposal.decisions, proposal.log_prob) for proposal in proposals]
         given: list[tuple[Decisions, float | None]] = list(drawn)
-        if first == 0 and prior is not None:
-            given[0] = prior, None
+        if first == 0 and has_prior:
+            given[0] = space.decisions(PRIOR), None
         graphs = [space.architecture(decisions) for decisions, _ in given]
         true += [estimate.mean for estimate in tabular.estimates(graphs)]
         rewards = [tabular.reward(graph, seed) for graph in graphs]
