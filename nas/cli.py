@@ -313,9 +313,12 @@ def _say_found(args: argparse.Namespace, store: Store, study_id: int) -> None:
     if confirmed:
         winner = next(iter(confirmed.values()))
         number = next(e.number for e in ranked if e.architecture_hash == winner.architecture_hash)
-        print(f"winner with new seeds: episode {number}, {winner}")
-        if prior is not None and prior.architecture_hash in confirmed:
-            print(f"the prior, the same: {confirmed[prior.architecture_hash]}")
+        if prior is not None and number == prior.number:
+            print(f"with new seeds none is better than the prior: {winner}")
+        else:
+            print(f"winner with new seeds: episode {number}, {winner}")
+            if prior is not None and prior.architecture_hash in confirmed:
+                print(f"the prior, the same: {confirmed[prior.architecture_hash]}")
     print(f"next: nas-export --best{_study_flags(args)}")
 
 
