@@ -1,14 +1,17 @@
 """nas-search without Ray: everything that happens before a trial."""
 
+import argparse
 import json
 from pathlib import Path
 
 import pytest
 
 from detector.architecture import PRIORS
-from nas.cli import search
+from nas.cli import _say_found, search
+from nas.confirm import Confirmation
 from nas.lock import study_lock
-from nas.store import Store, Study
+from nas.results import by_reward, prior_episode
+from nas.store import Outcome, Store, Study
 from tests.nas.fakes import BUDGET, SPACE, refused, run
 
 
@@ -76,6 +79,28 @@ def test_a_finished_study_says_what_to_do(here: Path, capsys, monkeypatch) -> No
     assert "search.algorithm is reinforce, now random" in refused(
         capsys, search(["--config", "smoke", "--algorithm", "random"])
     )
+
+
+@pytest.mark.parametrize(
+    ("better", "message"),
+    [
+        (True, "winner with new seeds: episode "),
+        (False, "with new seeds none is better than the prior: mean 0.5002"),
+    ],
+)
+def test_what_new_seeds_say_is_said(here: Path, capsys, better: bool, message: str) -> None:
+    store = Store("nas.db")
+    store.open_study(Study("default", {}, 0, "data"))
+    run(schedule_of(store), workers=2)
+    episodes = store.episodes(1)
+    plan = Confirmation(store, 1, BUDGET, by_reward(episodes), prior_episode(episodes), runs=12, seed=0, steps=3)
+    while (job := plan.next()) is not None:
+        ap = 0.5 + 0.001 * (job.measurement.seed % 2) - 0.0005 if job.episode == 0 else 0.2 + 0.6 * better
+        plan.finish(job.evaluation_id, Outcome(ap))
+    _say_found(argparse.Namespace(database="nas.db", study="default"), store, 1)
+    shown = capsys.readouterr().out
+    assert message in shown
+    assert ("the prior, the same: mean" in shown) == better
 
 
 def schedule_of(store: Store):
