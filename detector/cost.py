@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from detector.architecture import LEVELS, Architecture
+from detector.cascade_rcnn import padding_multiple
 
 WARM_UP, TIMED_RUNS = 3, 10
 
@@ -25,8 +26,9 @@ class Cost(NamedTuple):
 
 
 def level_sizes(image_hw: Size, base_stride: int) -> list[Size]:
-    """The maps of P3..P7 for an image padded to whole cells of P5; odd sizes round up."""
-    height, width = image_hw
+    """The maps of P3..P7 for an image, once it is padded to whole cells of P5; odd sizes round up."""
+    multiple = padding_multiple(base_stride)
+    height, width = (-(-side // multiple) * multiple for side in image_hw)
     return [(-(-height // stride), -(-width // stride)) for stride in (base_stride << i for i in range(len(LEVELS)))]
 
 

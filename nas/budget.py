@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 
 from detector.architecture import LEVELS, Architecture, MergeCell
-from detector.cascade_rcnn import padding_multiple
 from detector.cost import Cost, Size, cost_of, level_sizes
 from detector.errors import UserError
 from nas.config import Config
@@ -30,11 +29,9 @@ class Budget:
 
     @classmethod
     def of(cls, config: Config) -> "Budget":
-        training, search, stride = config.training, config.search, config.detector.base_stride
-        multiple = padding_multiple(stride)
-        height, width = (-(-side // multiple) * multiple for side in (training.short_side, training.long_side))
+        training, search, detector = config.training, config.search, config.detector
         limits = search.max_gflops, search.max_params, search.target_gflops
-        return cls((height, width), stride, config.detector.channels, *limits)
+        return cls((training.short_side, training.long_side), detector.base_stride, detector.channels, *limits)
 
     @property
     def level_sizes(self) -> list[Size]:

@@ -18,6 +18,7 @@ from detector.cache import build_once
 from detector.cascade_rcnn import CascadeRcnn, DetectionHeads, padding_multiple
 from detector.coco import CocoData
 from detector.config import DetectorConfig
+from detector.cost import level_sizes
 from detector.errors import UserError
 from detector.loader import Batch, DetectionDataset, Loader, fit_canvas
 from detector.targets import Targets
@@ -186,10 +187,8 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def _check_size(config: Config, data: CocoData) -> None:
-    stride = config.proxy_detector.base_stride
-    multiple = padding_multiple(stride)
-    height, width = (-(-side // multiple) * multiple for side in config.proxy.canvas_hw)
-    positions = sum(-(-height // (stride << level)) * -(-width // (stride << level)) for level in range(5))
+    sizes = level_sizes(config.proxy.canvas_hw, config.proxy_detector.base_stride)
+    positions = sum(height * width for height, width in sizes)
     gigabytes = len(data) * sum(config.proxy.parts[1:]) * positions * config.proxy_detector.channels * 2 / 1e9
     if gigabytes > config.proxy.cache_limit_gb:
         raise UserError(

@@ -60,7 +60,7 @@ class Schedule:
 
     With rung_steps, every graph of a batch is first trained for so many steps, and the better half of them goes on to
     its reward (one round of successive halving; Karnin, Koren & Somekh 2013); the others are pruned. Batches are halved
-    in order, by what their own graphs reached and what earlier batches decided, so nothing depends on who ends first.
+    in order, by what their own graphs reached and which graphs came before, so nothing depends on who ends first.
     """
 
     def __init__(
@@ -200,6 +200,8 @@ class Schedule:
         if self.rung is not None:
             for number in range(self.version, len(self.episodes) // self.batch):
                 self._halve(self._batch(number))
+                if any(self._is_at_rung(episode) for episode in self._batch(number)):
+                    break  # in order: the first batch that trains a graph again owns its reward
         while len(batch := self._batch(self.version)) == self.batch:
             if any(episode.state == State.RUNNING for episode in batch):
                 return
@@ -211,6 +213,9 @@ class Schedule:
         """The episodes of a batch that were proposed so far."""
         numbers = range(number * self.batch, (number + 1) * self.batch)
         return [self.episodes[e] for e in numbers if e in self.episodes]
+
+    def _is_at_rung(self, episode: Episode) -> bool:
+        return episode.state == State.RUNNING and episode.evaluation_id in self._rungs
 
     def _halve(self, batch: Sequence[Episode]) -> None:
         """End the batch's rung, if all of it has.

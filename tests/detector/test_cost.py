@@ -25,4 +25,8 @@ def test_cost_is_that_of_the_module(name: str, channels: int, norm: Norm, repeat
 
 
 def test_sizes_round_up() -> None:
-    assert level_sizes((800, 1344), 8) == [(100, 168), (50, 84), (25, 42), (13, 21), (7, 11)]
+    assert (
+        level_sizes((800, 1333), 8)
+        == level_sizes((800, 1344), 8)
+        == [(100, 168), (50, 84), (25, 42), (13, 21), (7, 11)]
+    )

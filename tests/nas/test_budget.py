@@ -21,7 +21,8 @@ def limited(**limits: float) -> Budget:
 def test_costs_are_those_of_the_final_test_size() -> None:
     config = load_config("coco", Config)
     budget = Budget.of(config)
-    assert budget.image_hw == (800, 1344)  # 800x1333, padded to whole cells of P5
+    assert budget.image_hw == (800, 1333)
+    assert budget.level_sizes[0] == (100, 168)  # padded to whole cells of P5
     assert budget.channels == config.detector.channels == 256
     published = budget.cost(PRIORS["nas-fpn"])
     assert published.params == 7 * (9 * 256 * 256 + 3 * 256)

@@ -51,6 +51,28 @@ def test_a_graph_proposed_again_in_a_later_batch_is_trained(tmp_path: Path) -> N
     assert episodes[BATCH + 1].reward == reward_of(episodes[worst].architecture_hash)
 
 
+@pytest.mark.parametrize("later_first", [False, True])
+def test_the_first_batch_that_trains_a_graph_again_owns_its_reward(tmp_path: Path, later_first: bool) -> None:
+    """Pruned in the first batch and proposed by the next two, whichever of their rungs ends first."""
+    store = Store(str(tmp_path / "s.db"))
+    plan = schedule(store, 3 * BATCH, rung_steps=1)
+    drawn = [plan.controller.propose(number) for number in range(BATCH)]
+    worst = min(range(1, BATCH), key=lambda i: reward_of(plan.space.architecture(drawn[i].decisions).hash))
+    again = BATCH, 2 * BATCH
+    propose = plan.controller.propose
+    plan.controller.propose = lambda number: drawn[worst] if number in (worst, *again) else propose(number)
+    waiting = []
+    while not plan.is_finished:
+        while (job := plan.next()) is not None:
+            waiting.append(job)
+        first_batch = [job for job in waiting if job.episode < BATCH]
+        job = first_batch[0] if first_batch else waiting[-1 if later_first else 0]
+        waiting.remove(job)
+        plan.finish(job.evaluation_id, outcome_of(job))
+    episodes = store.episodes(1)
+    assert [episodes[number].state for number in (worst, *again)] == [State.PRUNED, State.DONE, State.REUSED]
+
+
 @pytest.mark.parametrize("failing", [0.0, 0.2])
 def test_table_and_policy_do_not_depend_on_workers_order_or_kills(tmp_path: Path, failing: float) -> None:
     whole = halved(tmp_path / "1.db", 1, failing=failing)
