@@ -10,11 +10,14 @@ from controller.policy import Proposal
 
 
 class Rewarded(NamedTuple):
-    """One episode that got a reward. log_prob is None for an episode that was given and not drawn: the prior."""
+    """One episode that got a reward. log_prob is None for an episode that was given and not drawn: the prior.
+    is_measured: the graph's own reward, and not one that is assumed of it.
+    """
 
     decisions: Decisions
     log_prob: float | None
     reward: float
+    is_measured: bool = True
 
 
 class ProposerState(NamedTuple):

@@ -78,36 +78,43 @@ class Reinforce:
 
     def _step(self, drawn: Sequence[Rewarded], baseline: float) -> None:
         sequences = [episode.decisions for episode in drawn]
-        decisions = torch.tensor(sequences)
-        log_probs = self.policy(decisions, self.policy.masks_of(sequences))  # (G, T, options)
-        log_prob = chosen_log_prob(log_probs, decisions)
+        log_probs = self.log_probs(sequences)
         before = torch.tensor([episode.log_prob for episode in drawn])
-        importance = (log_prob.detach().sum(1) - before).exp().clamp(max=MAX_IMPORTANCE)
+        chosen = chosen_log_prob(log_probs.detach(), torch.tensor(sequences))
+        importance = (chosen.sum(1) - before).exp().clamp(max=MAX_IMPORTANCE)
         advantage = torch.tensor([episode.reward for episode in drawn]) - baseline
         square = float(advantage.square().mean())
         spread = self.spread if self.spread is not None else max(square, 1e-12) ** 0.5
-        entropy = entropies(log_probs)
-        loss = reinforce_loss(log_prob, entropy, advantage / spread, importance, self.entropy_weight)
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), MAX_GRADIENT_NORM)
-        self.optimizer.step()
+        self.descend(sequences, log_probs, advantage / spread, importance)
         decay = self.baseline_decay
         self.spread = max(decay * spread**2 + (1 - decay) * square, 1e-12) ** 0.5
-        self.entropy = float(entropy.detach().mean())
+        self.entropy = float(entropies(log_probs.detach()).mean())
         widths = [self.policy.space.sizes[kind] for kind in self.policy.space.kinds]
         means = log_probs.detach().exp().mean(0)
         self.probabilities = [row[:width].tolist() for row, width in zip(means, widths, strict=True)]
 
+    def log_probs(self, sequences: Sequence[Decisions]) -> Tensor:
+        """Of all options of every decision, now: (G, T, options)."""
+        return self.policy(torch.tensor(sequences), self.policy.masks_of(sequences))  # type: ignore[no-any-return]
+
+    def descend(self, sequences: Sequence[Decisions], log_probs: Tensor, advantage: Tensor, importance: Tensor) -> None:
+        """One step of the optimizer; log_probs (G, T, options) as log_probs() gives them, the others (G,)."""
+        log_prob = chosen_log_prob(log_probs, torch.tensor(sequences))
+        loss = reinforce_loss(log_prob, entropies(log_probs), advantage, importance, self.entropy_weight)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), MAX_GRADIENT_NORM)
+        self.optimizer.step()
+
     def state(self) -> ProposerState:
         optimizer = {"adam": self.optimizer.state_dict(), "spread": self.spread}
         return ProposerState(
-            _to_bytes(self.policy.state_dict()), _to_bytes(optimizer), self.baseline, self.entropy, self.probabilities
+            to_bytes(self.policy.state_dict()), to_bytes(optimizer), self.baseline, self.entropy, self.probabilities
         )
 
     def load(self, state: ProposerState) -> None:
-        self.policy.load_state_dict(_from_bytes(state.weights))
-        optimizer = _from_bytes(state.optimizer)
+        self.policy.load_state_dict(from_bytes(state.weights))
+        optimizer = from_bytes(state.optimizer)
         self.optimizer.load_state_dict(optimizer["adam"])
         self.spread = optimizer["spread"]
         self.baseline, self.entropy, self.probabilities = state.baseline, state.entropy, state.probabilities
@@ -120,12 +127,12 @@ class Untrained(Reinforce):
         pass
 
 
-def _to_bytes(state: dict[str, Any]) -> bytes:
+def to_bytes(state: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
 
 
-def _from_bytes(content: bytes) -> dict[str, Any]:
+def from_bytes(content: bytes) -> dict[str, Any]:
     state: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
     return state

@@ -31,7 +31,7 @@ from controller.proposer import Proposer, Rewarded
 from detector.architecture import PRIORS, Architecture
 from experiments.rivals import LocalSearch, Tpe
 from experiments.runs import Run, Runs
-from nas.cli import make_controller
+from nas.algorithms import make_controller
 from nas.config import SearchConfig
 from nas.space import NasFpnSpace, space_around
 from nas.tabular import Tabular, load_tabular, table_digest

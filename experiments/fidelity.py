@@ -2,9 +2,10 @@
 
 Sixteen graphs of `shapes` (the published one, hand-made ones, two that throw information away, neighbours of the
 published one, random ones) are trained in full: the whole detector from scratch on the training split, judged on the
-validation split. Proxies judge the same graphs. Printed for each proxy: its cost (CPU seconds a trial), the noise from
-seed to seed, the spread between graphs, and Kendall's tau of its single-seed rewards with the reference, over all
-graphs and among the third that the reference holds for best; intervals (90 %) by bootstrap over graphs.
+validation split. Proxies judge the same graphs. Printed for each proxy: its cost (CPU seconds a trial), the noise (what
+a seed does to one graph and not to all), the spread between graphs, and Kendall's tau of its single-seed rewards with
+the reference, over all graphs and among the third that the reference holds for best; intervals (90 %) by bootstrap
+over graphs.
 
 The noise of the reference caps tau. ceiling: the tau that a proxy without noise or bias would reach, as estimated from
 the reference's own reliability r (share of its variance that is not noise): 2 / pi * asin(sqrt(r)), for normal means.
@@ -140,6 +141,8 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, metavar="PNG")
     parser.add_argument("--only", nargs=2, metavar=("RUN", "SEED"), help="one run, in this process")
     args = parser.parse_args()
+    if min(len(args.seeds), len(args.proxy_seeds)) < 2:
+        parser.error("give two seeds at least: from one, noise cannot be told")
     runs = Runs(args.folder, f"v{VERSION}-steps{args.steps}", "experiments.fidelity", _arguments(args))
     if args.only:
         run = Run(args.only[0], int(args.only[1]))
@@ -249,9 +252,15 @@ def judged(measured: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> dic
 
 
 def noise_and_spread(rewards: NDArray[np.float64]) -> tuple[float, float]:
-    """Standard deviation from seed to seed, and between the true means of graphs: (graphs, seeds) -> two numbers."""
-    within = float(rewards.var(axis=1, ddof=1).mean())
-    between = float(rewards.mean(axis=1).var(ddof=1)) - within / rewards.shape[1]
+    """Standard deviation from seed to seed, and between the true means of graphs: (graphs, seeds) -> two numbers.
+
+    What a seed does to all graphs alike is not noise: a search trains all of its graphs with one seed.
+    """
+    graphs, seeds = rewards.shape
+    of_graphs, of_seeds = rewards.mean(axis=1), rewards.mean(axis=0)
+    rest = rewards - of_graphs[:, None] - of_seeds[None, :] + rewards.mean()
+    within = float((rest**2).sum()) / ((graphs - 1) * (seeds - 1))
+    between = float(of_graphs.var(ddof=1)) - within / seeds
     return within**0.5, max(0.0, between) ** 0.5
 
 

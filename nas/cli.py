@@ -12,11 +12,6 @@ from pathlib import Path
 
 import torch
 
-from controller.controller import Controller
-from controller.decisions import Decisions
-from controller.evolution import Evolution
-from controller.proposer import Proposer
-from controller.reinforce import Reinforce, Untrained
 from detector.architecture import Architecture
 from detector.backbone import named_weights
 from detector.coco import CocoData, load_split
@@ -24,14 +19,15 @@ from detector.command import FAILED, Parser, count, guarded
 from detector.config import load_config, presets
 from detector.errors import UserError
 from detector.progress import Progress
+from nas.algorithms import make_controller
 from nas.budget import Budget
-from nas.config import Config, SearchConfig
+from nas.config import Config
 from nas.confirm import RUNS_A_CANDIDATE, Confirmation
 from nas.lock import study_lock
 from nas.preparation import VERSION as PROXY_VERSION
 from nas.proxy import choose_device, prepare_proxy
 from nas.results import by_reward, prior_episode, verdicts
-from nas.space import NasFpnSpace, load_prior, space_around
+from nas.space import load_prior, space_around
 from nas.store import Episode, State, Store, Study, shown, sqlite_path
 from nas.study import Schedule
 from nas.study_options import study_options, with_store_errors
@@ -257,34 +253,6 @@ def _report_confirmation(progress: Progress, confirmation: Confirmation, _ended:
         return
     left = len(confirmation.left)
     progress(f"confirming the best graphs, {left} left", confirmation.settled, confirmation.total)
-
-
-def make_controller(
-    search: SearchConfig, space: NasFpnSpace, prior: Architecture | None, seed: int, budget: Budget | None = None
-) -> Controller:
-    """The controller that a configuration describes. Graphs that the budget does not allow are drawn again."""
-    decisions = space.decisions(prior) if prior is not None else None
-    proposer: Proposer
-    if search.algorithm == "evolution":
-        proposer = Evolution(space, population=search.population, tournament=search.tournament, prior=decisions)
-    else:
-        learner = Reinforce if search.algorithm == "reinforce" else Untrained
-        proposer = learner(
-            space,
-            hidden=search.hidden,
-            learning_rate=search.learning_rate,
-            entropy_weight=search.entropy_weight,
-            baseline_decay=search.baseline_decay,
-            prior=decisions,
-            prior_distance=search.prior_distance,
-            seed=seed,
-        )
-    accepts = partial(_is_affordable, space, budget)
-    return Controller(proposer, batch=search.batch, lag=search.lag, seed=seed, accepts=accepts)
-
-
-def _is_affordable(space: NasFpnSpace, budget: Budget | None, decisions: Decisions) -> bool:
-    return budget is None or budget.allows(space.architecture(decisions))
 
 
 def _resources(args: argparse.Namespace) -> tuple[int, float]:

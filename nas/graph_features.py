@@ -7,8 +7,6 @@ from numpy.typing import NDArray
 
 from detector.architecture import LEVELS, NUM_LEVELS, Architecture
 
-NO_PATH = 99.0  # longer and coarser than any path is
-
 
 def graph_features(architecture: Architecture) -> NDArray[np.float64]:
     """(F,): what reaches each output from each of the FPN's levels, and how; and what the cells are.
@@ -20,10 +18,11 @@ def graph_features(architecture: Architecture) -> NDArray[np.float64]:
     """
     graph = architecture.canonical()
     levels = graph.feature_levels
+    no_path = float(len(levels))  # longer and coarser than any path is
     paths = np.zeros((len(levels), NUM_LEVELS))
-    depth = np.full((len(levels), NUM_LEVELS), NO_PATH)
-    coarsest = np.full((len(levels), NUM_LEVELS), NO_PATH)
-    gates = np.full((len(levels), NUM_LEVELS), NO_PATH)
+    depth = np.full((len(levels), NUM_LEVELS), no_path)
+    coarsest = np.full((len(levels), NUM_LEVELS), no_path)
+    gates = np.full((len(levels), NUM_LEVELS), no_path)
     for i, level in enumerate(LEVELS):
         paths[i, i], depth[i, i], coarsest[i, i], gates[i, i] = 1.0, 0.0, level, 0.0
     of_outputs: list[tuple[int, list[float]]] = []
@@ -39,7 +38,7 @@ def graph_features(architecture: Architecture) -> NDArray[np.float64]:
             merged = sorted(levels[source] for source in cell.inputs)
             of_outputs.append((cell.level, [is_gated, *merged, float(len(sources) - 2), float(index)]))
     outputs = [NUM_LEVELS + graph.num_intermediate + place for place in np.argsort([o[0] for o in of_outputs])]
-    reach = [np.minimum(table[outputs], NO_PATH) for table in (np.log1p(paths), depth, coarsest, gates)]
+    reach = [np.minimum(table[outputs], no_path) for table in (np.log1p(paths), depth, coarsest, gates)]
     between = [cell.level for cell in graph.cells[: graph.num_intermediate]]
     counts = [float(between.count(level)) for level in LEVELS]
     steps = [abs(levels[s] - c.level) for c in graph.cells for s in c.inputs]

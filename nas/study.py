@@ -262,7 +262,8 @@ def _rewarded(batch: Sequence[Episode]) -> list[Rewarded]:
         if episode.state == State.PRUNED and rewards:
             reward = min(rewards)
         if reward is not None:
-            found.append(Rewarded(episode.decisions, episode.log_prob, reward))
+            is_measured = episode.state != State.PRUNED
+            found.append(Rewarded(episode.decisions, episode.log_prob, reward, is_measured))
     return found
 
 

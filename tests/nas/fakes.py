@@ -8,8 +8,8 @@ import random
 from controller.controller import Controller
 from detector.architecture import PRIORS
 from detector.cost import Cost
+from nas.algorithms import make_controller
 from nas.budget import Budget
-from nas.cli import make_controller
 from nas.config import SearchConfig
 from nas.space import space_around
 from nas.store import Cause, Measurement, Outcome, Purpose, Store, Study
