@@ -62,17 +62,17 @@ class Policy(nn.Module):
         """One sequence for each stream, which gives one uniform number for each decision."""
         state = self._start(len(streams))
         drawn: list[list[int]] = [[] for _ in streams]
-        totals = [0.0] * len(streams)
+        totals = np.zeros(len(streams))
         for t in range(len(self.space.kinds)):
             previous = torch.tensor([sequence[-1] for sequence in drawn]) if t else None
             state = self._step(t, previous, state)
             masks = torch.from_numpy(np.stack([self.space.mask(sequence) for sequence in drawn]))
             log_probs = self._log_probs(t, state[0], masks).double().numpy()
-            for i, (row, stream) in enumerate(zip(log_probs, streams, strict=True)):
-                choice = draw(np.exp(row), stream.random())
-                totals[i] += float(row[choice])
-                drawn[i].append(choice)
-        return [Proposal(tuple(sequence), total) for sequence, total in zip(drawn, totals, strict=True)]
+            choices = draw(np.exp(log_probs), np.array([stream.random() for stream in streams]))
+            totals += log_probs[np.arange(len(drawn)), choices]
+            for sequence, choice in zip(drawn, choices.tolist(), strict=True):
+                sequence.append(choice)
+        return [Proposal(tuple(sequence), total) for sequence, total in zip(drawn, totals.tolist(), strict=True)]
 
     def _start(self, count: int) -> tuple[Tensor, Tensor]:
         zeros = torch.zeros(count, self.cell.hidden_size)
@@ -90,11 +90,12 @@ class Policy(nn.Module):
         return logits.masked_fill(~mask, -torch.inf).log_softmax(-1)
 
 
-def draw(probabilities: NDArray[np.float64], uniform: float) -> int:
-    """The option that a uniform number in [0, 1) falls on."""
-    cumulative = probabilities.cumsum()
-    choice = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
-    return min(choice, int(np.flatnonzero(probabilities)[-1]))
+def draw(probabilities: NDArray[np.float64], uniform: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The options (G,) that uniform numbers (G,) in [0, 1) fall on; probabilities (G, options)."""
+    cumulative = probabilities.cumsum(axis=1)
+    choices = (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(axis=1)
+    last_valid = probabilities.shape[1] - 1 - (probabilities[:, ::-1] > 0).argmax(axis=1)  # rounding ends here
+    return np.asarray(np.minimum(choices, last_valid), dtype=np.int64)
 
 
 def chosen_log_prob(log_probs: Tensor, decisions: Tensor) -> Tensor:

@@ -48,7 +48,8 @@ def test_a_sample_depends_on_its_own_stream_only() -> None:
 
 def test_draw_never_takes_an_impossible_option() -> None:
     weights = np.array([0.0, 0.5, 0.5, 0.0])
-    assert [draw(weights, u) for u in (0.0, 0.49, 0.5, np.nextafter(1, 0))] == [1, 1, 2, 2]
+    uniform = np.array([0.0, 0.49, 0.5, np.nextafter(1, 0)])
+    assert draw(np.tile(weights, (4, 1)), uniform).tolist() == [1, 1, 2, 2]
 
 
 def test_entropy_of_known_distributions_and_its_gradient() -> None:
