@@ -62,16 +62,18 @@ class Tabular:
         self.rows = rows
         self.sd = sd
         self.off = off
-        self.known = {row.graph.hash: row for row in rows}
+        without_effects = without_seed_effects(rows)
+        self.known = {row.graph.hash: row for row in without_effects}
         self.features = features_of(rows)
-        self.means = means_of(rows)
+        self.means = means_of(without_effects)
         self.regression = fitted(self.features, self.means)
         self._estimates: dict[str, Estimate] = {}
 
     @classmethod
     def measured(cls, rows: Sequence[Row]) -> "Tabular":
         """Of rows without predictions, which are added to them; takes ten times as long."""
-        means, sd = means_of(rows), noise_of(rows)
+        without_effects = without_seed_effects(rows)
+        means, sd = means_of(without_effects), noise_of(without_effects)
         predicted = out_of_fold(features_of(rows), means)
         off = prediction_error(predicted, means, np.array([len(row.rewards) for row in rows]), sd)
         return cls([row._replace(predicted=p) for row, p in zip(rows, predicted.tolist(), strict=True)], sd, off)
@@ -107,6 +109,25 @@ class Tabular:
         mean, sd, _ = self.estimate(architecture)
         stream = np.random.default_rng([seed, int(architecture.hash[:15], 16)])
         return min(1.0, max(0.0, mean + sd * float(stream.standard_normal())))
+
+
+def without_seed_effects(rows: Sequence[Row]) -> list[Row]:
+    """Rewards less what their seed adds to those of all graphs, as graphs show that were measured with several.
+
+    Least squares of rewards as graph + seed, by turns; effects of seeds add up to nothing.
+    """
+    effects = {seed: 0.0 for row in rows for seed in row.rewards}
+    several = [row.rewards for row in rows if len(row.rewards) > 1]
+    for _ in range(30):
+        left: dict[int, list[float]] = {seed: [] for seed in effects}
+        for rewards in several:
+            mean = np.mean([reward - effects[seed] for seed, reward in rewards.items()])
+            for seed, reward in rewards.items():
+                left[seed].append(float(reward - mean))
+        effects = {seed: float(np.mean(values)) if values else 0.0 for seed, values in left.items()}
+        middle = float(np.mean(list(effects.values()))) if effects else 0.0
+        effects = {seed: effect - middle for seed, effect in effects.items()}
+    return [row._replace(rewards={s: reward - effects[s] for s, reward in row.rewards.items()}) for row in rows]
 
 
 def features_of(rows: Sequence[Row]) -> NDArray[np.float64]:

@@ -15,7 +15,17 @@ from nas.config import Config
 from nas.graph_features import graph_features
 from nas.proxy import choose_device, load_proxy, prepare_proxy
 from nas.space import space_around
-from nas.tabular import Row, Tabular, from_text, noise_of, read_rows, table_digest, to_text, write_rows
+from nas.tabular import (
+    Row,
+    Tabular,
+    from_text,
+    noise_of,
+    read_rows,
+    table_digest,
+    to_text,
+    without_seed_effects,
+    write_rows,
+)
 from tests.detector.test_architecture import relabelled, valid_orders
 
 PRIOR = PRIORS["nas-fpn"]
@@ -104,6 +114,18 @@ def test_rows_round_trip(tabular: Tabular, tmp_path: Path) -> None:
         assert read.predicted == pytest.approx(row.predicted, abs=5e-6)
     assert from_text(to_text(PRIOR)).hash == PRIOR.hash
     assert to_text(PRIOR).startswith("1*3@4 ")
+
+
+def test_what_a_seed_adds_to_all_graphs_is_taken_off(tabular: Tabular) -> None:
+    moved = [row._replace(rewards={s: r + 0.1 * (s == 1) for s, r in row.rewards.items()}) for row in tabular.rows]
+    plain, back = without_seed_effects(tabular.rows), without_seed_effects(moved)
+    steady = [r.rewards[0] - b.rewards[0] for r, b in zip(plain, back, strict=True)]
+    assert steady == pytest.approx([steady[0]] * len(steady))  # all by the same
+    for one, other in zip(plain, back, strict=True):
+        if 1 in one.rewards:
+            assert other.rewards[1] - other.rewards[0] == pytest.approx(one.rewards[1] - one.rewards[0])
+    assert noise_of(back) == pytest.approx(noise_of(plain))
+    assert noise_of(moved) > 1.5 * noise_of(plain)
 
 
 def test_a_table_without_repeated_graphs_knows_no_noise() -> None:
