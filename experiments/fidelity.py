@@ -41,7 +41,7 @@ from nas.preparation import VERSION, FeatureCache
 from nas.proxy import EVALUATION_BATCH, FrozenProxy, FullProxy, load_proxy
 from nas.space import load_prior, space_around
 
-FROZEN_STEPS = (5, 10, 20, 40, 80)
+FROZEN_STEPS = (5, 20, 80)
 FULL_STEPS = (100, 200)
 NORM_BATCHES = 8  # from which norms are estimated anew
 RESAMPLES = 500

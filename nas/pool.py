@@ -1,10 +1,13 @@
-"""The pool: one set of cell weights for every (cell position, target level), which trials start from.
+"""The pool: one set of cell weights for every level, which trials start from.
 
 Trained once with a new graph each step, so that a trial measures the graph and not how fast new convolutions learn
-(weight sharing as in Pham et al. 2018, arXiv:1802.03268, but every trial then trains its own copy).
+(weight sharing as in Pham et al. 2018, arXiv:1802.03268, but every cell of a trial then trains its own copy). Keyed by
+level and not by a cell's position too: so every set is trained at every step or nearly so, and graphs unlike the prior
+are not judged by weights that hardly saw their like (docs/search.md).
 """
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import numpy as np
@@ -28,33 +31,32 @@ class HasFeatures(Protocol):
 
 
 class CellPool(nn.Module):
-    """Weights for the cells of any graph of one space."""
+    """Weights for the cells of any graph."""
 
-    def __init__(self, num_cells: int, repeats: int, channels: int, norm: Norm) -> None:
+    def __init__(self, repeats: int, channels: int, norm: Norm) -> None:
         super().__init__()
         self.channels = channels
         self.norm: Norm = norm
         self.cells = nn.ModuleDict(
-            {
-                _key(repeat, position, level): ReluConvNorm(channels, norm)
-                for repeat in range(repeats)
-                for position in range(num_cells)
-                for level in LEVELS
-            }
+            {_key(repeat, level): ReluConvNorm(channels, norm) for repeat in range(repeats) for level in LEVELS}
         )
 
-    def pyramid(self, architecture: Architecture) -> NasFpn:
+    def shared(self, architecture: Architecture) -> NasFpn:
         """The pyramid of a graph that uses the pool's own weights: training it trains the pool."""
-        cells = [
-            self.cells[_key(repeat, position, cell.level)]
-            for repeat in range(architecture.repeats)
-            for position, cell in enumerate(architecture.cells)
-        ]
+        return self._pyramid(architecture, lambda cell: cell)
+
+    def copied(self, architecture: Architecture) -> NasFpn:
+        """The pyramid of a graph in which every cell has its own copy."""
+        return self._pyramid(architecture, copy.deepcopy)
+
+    def _pyramid(self, architecture: Architecture, take: Callable[[nn.Module], nn.Module]) -> NasFpn:
+        repeats = range(architecture.repeats)
+        cells = [take(self.cells[_key(repeat, cell.level)]) for repeat in repeats for cell in architecture.cells]
         return NasFpn(architecture, self.channels, self.norm, cells)
 
 
-def _key(repeat: int, position: int, level: int) -> str:
-    return f"repeat{repeat}_cell{position}_p{level}"
+def _key(repeat: int, level: int) -> str:
+    return f"repeat{repeat}_p{level}"
 
 
 def draw_graph(space: NasFpnSpace, prior: Architecture | None, stream: np.random.Generator) -> Architecture:

@@ -27,7 +27,7 @@ from nas.config import Config, ProxyConfig
 from nas.pool import CellPool, draw_graph
 from nas.space import space_around
 
-VERSION = 3  # raise it when trained weights or rewards change: caches and studies are known by it
+VERSION = 4  # raise it when trained weights or rewards change: caches and studies are known by it
 PARTS = ("pretrain", "trial", "reward")
 OF_TRIALS = {
     "pool",
@@ -145,7 +145,7 @@ def prepare(
             f"proxy-{_digest(identity)}/features",
             lambda folder: _build_features(folder, config, parts, device, progress),
         )
-        # The order of a graph's cells decides which weights of the pool it trains.
+        # The order of the prior's cells decides which neighbours the pool is trained with.
         graphs = {"pool": proxy.pool.model_dump(mode="json"), "prior": prior and prior.canonical().to_dict()}
         return build_once(
             f"{base.parent.name}/pool-{_digest(graphs)}",
@@ -159,11 +159,11 @@ def load_heads(
     """What a trial trains: the heads and the cells of a graph, as the pool left them. folder is prepare()'s."""
     state = torch.load(folder / POOL_FILE, weights_only=True, map_location=device)
     detector = config.proxy_detector
-    pool = CellPool(len(architecture.cells), architecture.repeats, detector.channels, detector.pyramid_norm)
+    pool = CellPool(architecture.repeats, detector.channels, detector.pyramid_norm)
     pool.load_state_dict(state["pool"])
     heads = DetectionHeads(detector, None, num_classes, batched=True)
     heads.load_state_dict(state["heads"])
-    heads.pyramid = pool.pyramid(architecture)
+    heads.pyramid = pool.copied(architecture)
     return heads.to(device)
 
 
@@ -259,7 +259,7 @@ class _NewGraphEachStep(nn.Module):
         self.draw = draw
 
     def forward(self, features: list[Tensor], image_hw: Tensor, targets: Targets) -> dict[str, Tensor]:
-        self.heads.pyramid = self.pool.pyramid(self.draw())
+        self.heads.pyramid = self.pool.shared(self.draw())
         losses: dict[str, Tensor] = self.heads(features, image_hw, targets)
         return losses
 
@@ -277,9 +277,9 @@ def _build_pool(
     torch.manual_seed(proxy.seed)
     model = CascadeRcnn(detector, None, num_classes, batched=True)
     model.load_state_dict(torch.load(base / DETECTOR_FILE, weights_only=True, map_location="cpu"))
-    prior = prior and prior.canonical()  # the pool is keyed by it
+    prior = prior and prior.canonical()
     space = space_around(prior)
-    pool = CellPool(space.num_cells, space.like.repeats, detector.channels, detector.pyramid_norm)
+    pool = CellPool(space.like.repeats, detector.channels, detector.pyramid_norm)
     stream = np.random.default_rng([proxy.seed, 1])
     trained = _NewGraphEachStep(model.heads, pool, partial(draw_graph, space, prior, stream))
     trained = trained.to(memory_format=torch.channels_last).to(device)

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -99,17 +100,28 @@ def test_shuffled_batches_cover_each_image_once_an_epoch(proxy: FrozenProxy) -> 
 def test_a_trial_starts_from_the_pool_s_cells_and_heads(proxy: FrozenProxy) -> None:
     heads = load_heads(proxy.folder, CONFIG, 8, PRIOR, CPU)
     state = torch.load(proxy.folder / "pool.pt", weights_only=True)
-    for position, cell in enumerate(PRIOR.cells):
-        weight = state["pool"][f"cells.repeat0_cell{position}_p{cell.level}.conv.weight"]
-        assert heads.pyramid.cells[position].conv.weight.equal(weight)
+    for cell, module in zip(PRIOR.cells, heads.pyramid.cells, strict=True):
+        assert module.conv.weight.equal(state["pool"][f"cells.repeat0_p{cell.level}.conv.weight"])
+    assert len({id(module) for module in heads.pyramid.cells}) == 7  # each its own
     assert heads.cascade.heads[0].reduce.weight.equal(state["heads"]["cascade.heads.0.reduce.weight"])
 
 
-def test_pyramids_of_the_pool_share_its_weights() -> None:
-    pool = CellPool(7, 1, 4, "bn")
-    first, second = pool.pyramid(PRIOR), pool.pyramid(PRIOR)
-    assert first.cells[0].conv.weight is second.cells[0].conv.weight
-    assert len({id(cell) for cell in pool.cells.values()}) == 35
+def test_a_pool_s_pyramids_share_its_weights_or_copy_them() -> None:
+    pool = CellPool(2, 4, "bn")
+    assert len(pool.cells) == 10
+    stacked = dataclasses.replace(PRIOR, repeats=2)
+    shared, copied = pool.shared(stacked), pool.copied(stacked)
+    levels = [cell.level for cell in PRIOR.cells] * 2
+    for index, (one, other, level) in enumerate(zip(shared.cells, copied.cells, levels, strict=True)):
+        own = pool.cells[f"repeat{index // 7}_p{level}"]
+        assert one.conv.weight is own.conv.weight
+        assert other.conv.weight is not own.conv.weight
+        assert other.conv.weight.equal(own.conv.weight)
+    features = [torch.rand(2, 4, 2**n, 2**n) for n in (4, 3, 2, 1, 0)]
+    shared.eval()
+    copied.eval()
+    for one, other in zip(shared(features), copied(features), strict=True):
+        assert one.equal(other)
 
 
 def test_pool_graphs_are_canonical_and_half_are_near_the_prior() -> None:
