@@ -29,14 +29,7 @@ from nas.space import space_around
 
 VERSION = 4  # raise it when trained weights or rewards change: caches and studies are known by it
 PARTS = ("pretrain", "trial", "reward")
-OF_TRIALS = {
-    "pool",
-    "trial",
-    "norm_batches",
-    "threads",
-    "cache_limit_gb",
-    "detector",
-}  # no part of cached maps
+NOT_OF_FEATURES = {"pool", "trial", "norm_batches", "threads", "cache_limit_gb", "detector"}  # as detector: its own key
 DETECTOR_FILE = "detector.pt"
 POOL_FILE = "pool.pt"
 
@@ -135,9 +128,7 @@ def prepare(
         "version": VERSION,
         "data": data.hash,
         "detector": named_weights(detector).model_dump(mode="json"),
-        "proxy": proxy.model_dump(
-            mode="json", exclude={"pool", "trial", "norm_batches", "threads", "cache_limit_gb", "detector"}
-        ),
+        "proxy": proxy.model_dump(mode="json", exclude=NOT_OF_FEATURES),
     }
     parts = divide(data, proxy.parts)
     with _threads(proxy.preparation_threads):
