@@ -47,6 +47,8 @@ class Dyna:
 
     def update(self, batch: Sequence[Rewarded]) -> None:
         self.learner.update(batch)
+        if not batch:
+            return
         self.updates += 1
         for episode in batch:
             if episode.is_measured:

@@ -88,7 +88,7 @@ def test_the_best_graph_wins_with_seeds_that_the_search_has_not_used(store: Stor
     winner = next(iter(verdicts(store, 1, prior).values()))
     confirmed = {evaluation.architecture_hash for evaluation in store.evaluations(1, Purpose.CONFIRM)}
     assert len(confirmed) == 9
-    assert reward_of(winner.architecture_hash) > sorted(map(reward_of, confirmed))[-3]
+    assert reward_of(winner.architecture_hash) > max(map(reward_of, confirmed)) - 0.05  # what noise can hide
     assert winner.beats_prior == pytest.approx(1.0, abs=0.01)
 
 
