@@ -8,7 +8,8 @@ the reference, over all graphs and among the third that the reference holds for 
 over graphs.
 
 The noise of the reference caps tau. ceiling: the tau that a proxy without noise or bias would reach, as estimated from
-the reference's own reliability r (share of its variance that is not noise): 2 / pi * asin(sqrt(r)), for normal means.
+how well the reference's seeds agree with each other. Pearson's correlation, which ranks among equals do not spoil, is
+printed beside tau.
 
 Restartable: each run is one file in --folder. --jobs runs several at a time.
 """
@@ -265,9 +266,15 @@ def noise_and_spread(rewards: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def ceiling(reference: NDArray[np.float64]) -> float:
-    """The tau of a perfect proxy with the mean of a noisy reference (graphs, seeds)."""
-    noise, spread = noise_and_spread(reference)
-    reliability = spread**2 / (spread**2 + noise**2 / reference.shape[1]) if spread else 0.0
+    """The tau of a perfect proxy with the mean of a noisy reference (graphs, seeds).
+
+    From ranks alone, since graphs are not spread normally: the tau of one seed with another gives their correlation
+    (sin(pi / 2 * tau), Kruskal 1958), the Spearman-Brown formula that of the mean with the truth.
+    """
+    seeds = reference.shape[1]
+    pairs = [kendalltau(reference[:, a], reference[:, b]).statistic for a in range(seeds) for b in range(a)]
+    one = max(0.0, math.sin(math.pi / 2 * statistics.fmean(map(float, pairs))))
+    reliability = seeds * one / (1 + (seeds - 1) * one)
     return 2 / math.pi * math.asin(reliability**0.5)
 
 
@@ -275,6 +282,12 @@ def tau(rewards: NDArray[np.float64], reference: NDArray[np.float64]) -> float:
     """Kendall's tau of single-seed rewards (graphs, seeds) with a reference (graphs,): the mean over seeds."""
     taus = [float(kendalltau(column, reference).statistic) for column in rewards.T]
     return statistics.fmean(0.0 if math.isnan(value) else value for value in taus)
+
+
+def correlation(rewards: NDArray[np.float64], reference: NDArray[np.float64]) -> float:
+    """Pearson's, of single-seed rewards (graphs, seeds) with a reference (graphs,): the mean over seeds."""
+    values = [float(np.corrcoef(column, reference)[0, 1]) if column.std() > 0 else 0.0 for column in rewards.T]
+    return statistics.fmean(values)
 
 
 def best_third(reference: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -305,16 +318,17 @@ def report(
     low, high = interval(lambda chosen: ceiling(reference[chosen]), len(names))
     print(f"full training: {steps} steps of 16 images from scratch, {reference.shape[1]} seeds, AP on `val`")
     print(f"noise {noise:.4f}, spread {spread:.4f}, ceiling of tau {ceiling(reference):.2f} ({low:.2f} to {high:.2f})")
+    third = best_third(means)
+    print(f"ceiling among the best {len(third)}: {ceiling(reference[third]):.2f}")
     print("\n| graph | full training | standard error |\n|---|---|---|")
     for index in np.argsort(-means):
         print(f"| {names[index]} | {means[index]:.4f} | {noise / reference.shape[1] ** 0.5:.4f} |")
-    top = best_third(means)
-    print(f"\n| proxy | CPU s | noise | spread | tau | 90 % | tau of the best {len(top)} | 90 % |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(f"\n| proxy | CPU s | noise | spread | correlation | tau | 90 % | tau of the best {len(third)} | 90 % |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for name, (rewards, seconds) in judged(measured).items():
         noise, spread = noise_and_spread(rewards)
-        cells = [name, f"{seconds:.1f}", f"{noise:.4f}", f"{spread:.4f}"]
-        for chosen in (np.arange(len(names)), top):
+        cells = [name, f"{seconds:.1f}", f"{noise:.4f}", f"{spread:.4f}", f"{correlation(rewards, means):.3f}"]
+        for chosen in (np.arange(len(names)), third):
             part, against = rewards[chosen], means[chosen]
             cells += tau_and_interval(part, against)
         print("| " + " | ".join(cells) + " |")

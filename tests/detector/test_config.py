@@ -15,7 +15,7 @@ def test_presets_are_valid_for_both_programs(name: str) -> None:
 
 
 def test_presets_are_those_documented() -> None:
-    assert presets() == ["bccd", "coco", "objects365", "shapes", "smoke"]
+    assert presets() == ["bccd", "benchmark", "coco", "objects365", "shapes", "smoke"]
 
 
 @pytest.mark.parametrize(
@@ -54,3 +54,10 @@ def test_unknown_configurations_name_the_presets() -> None:
         UserError, match=r"config shapez: cannot be read .* one of: bccd, coco, objects365, shapes, smoke"
     ):
         load_config("shapez", Config)
+
+
+def test_the_benchmark_is_shapes_but_for_who_judges() -> None:
+    shapes, benchmark = (load_config(name, Config).model_dump() for name in ("shapes", "benchmark"))
+    assert benchmark["proxy"].pop("protocol") == "tabular"
+    assert shapes["proxy"].pop("protocol") == "frozen"
+    assert benchmark == shapes

@@ -46,6 +46,17 @@ def test_the_ceiling_is_the_tau_of_a_perfect_proxy(noise: float) -> None:
     assert fidelity.ceiling(reference) == pytest.approx(measured, abs=0.02)
 
 
+def test_the_ceiling_knows_that_equals_cannot_be_ranked() -> None:
+    """A few bad graphs spread the whole; among the many others there is nothing but noise."""
+    stream = np.random.default_rng(0)
+    truth = np.where(np.arange(2000) % 4 == 0, stream.uniform(0, 0.3, 2000), 0.4)
+    reference = truth[:, None] + stream.normal(0, 0.01, (2000, 2))
+    measured = kendalltau(truth + 1e-6 * stream.standard_normal(2000), reference.mean(1)).statistic
+    assert fidelity.ceiling(reference) < 0.75
+    assert measured < 0.6
+    assert fidelity.ceiling(reference[truth == 0.4]) < 0.2
+
+
 def test_tau_is_that_of_one_seed() -> None:
     truth = np.arange(5.0)
     assert fidelity.tau(np.stack([truth, -truth], axis=1), truth) == 0.0
