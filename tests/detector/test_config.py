@@ -51,7 +51,7 @@ def test_mistakes_are_one_line_that_names_the_key(tmp_path: Path, text: str, mes
 
 def test_unknown_configurations_name_the_presets() -> None:
     with pytest.raises(
-        UserError, match=r"config shapez: cannot be read .* one of: bccd, coco, objects365, shapes, smoke"
+        UserError, match=r"config shapez: cannot be read .* one of: bccd, benchmark, coco, objects365, shapes, smoke"
     ):
         load_config("shapez", Config)
 
