@@ -75,18 +75,28 @@ def test_state_round_trip_goes_on_exactly() -> None:
     assert first.state().weights != dyna().state().weights
 
 
+def judged_by_the_model(learner: Dyna, updates: int) -> list[list]:
+    """The sequences of every step that the model judged. Batches are the same, and of one sequence each."""
+    steps: list[list] = []
+    plain = learner.learner.descend
+    learner.learner.descend = lambda sequences, *rest: (steps.append(sequences), plain(sequences, *rest))
+    learner.update([Rewarded(sequence, -2.0, reward(sequence)) for sequence in SPACE.sequences()])
+    for _ in range(updates):
+        learner.update([Rewarded(BEST, -2.0, reward(BEST))])
+    return [sequences for sequences in steps if len(sequences) > 1 and sequences != SPACE.sequences()]
+
+
 def test_what_may_not_be_proposed_is_not_learned_from_the_model() -> None:
-    """The best graphs are forbidden: with a model of what is allowed, the policy stays with what is allowed."""
-    allowed = dyna(lambda d: None if d[0] == 2 else describe(d), steps=10)
-    for number in range(6):
-        allowed.update([r for r in batch_of(allowed, number) if r.decisions[0] != 2])
+    allowed = dyna(lambda d: None if d[0] == 2 else describe(d))
+    judged = judged_by_the_model(allowed, 3)
+    assert len(judged) == 12
+    assert all(sequence[0] != 2 for sequences in judged for sequence in sequences)
     assert all(decisions[0] != 2 for decisions, _, _ in allowed.known.values())
-    free = dyna(steps=10)
-    for number in range(6):
-        free.update(batch_of(free, number))
-    shares = [np.mean([d.propose(np.random.default_rng([7, i])).decisions[0] == 2 for i in range(100)]) for d in
-              (allowed, free)]  # fmt: skip
-    assert shares[0] < 0.5 < shares[1]
+
+
+def test_every_step_on_the_model_draws_anew() -> None:
+    judged = judged_by_the_model(dyna(learning_rate=1e-9), 3)
+    assert len({tuple(sequences) for sequences in judged}) == len(judged) == 12
 
 
 def test_assumed_rewards_do_not_enter_the_model() -> None:

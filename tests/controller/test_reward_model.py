@@ -29,6 +29,13 @@ def test_predicts_what_it_has_not_seen_and_knows_how_well() -> None:
     assert 0.5 < float((error / sd).square().mean().sqrt()) < 2.0
 
 
+def test_noise_is_smoothed_away_where_rewards_are_known() -> None:
+    known = drawn(150, 0)
+    noise = 0.5 * torch.from_numpy(np.random.default_rng(4).standard_normal(150))
+    mean = RewardModel(known, truth(known) + noise).expected(known).mean
+    assert (mean - truth(known)).square().mean().sqrt() < 0.5 * noise.std()
+
+
 def test_more_rewards_make_it_surer() -> None:
     new = drawn(50, 2)
     sds = [RewardModel(drawn(n, 0), noisy(drawn(n, 0))).expected(new).sd.mean() for n in (15, 60, 240)]

@@ -17,7 +17,9 @@ from nas.study import Job, Plan, Schedule
 
 PRIOR = PRIORS["nas-fpn"]
 SPACE = space_around(PRIOR)
-SEARCH = SearchConfig(batch=4, hidden=16, population=6, tournament=3, prior_distance=8.0)
+SEARCH = SearchConfig(
+    batch=4, hidden=16, population=6, tournament=3, prior_distance=8.0, model_steps=1, model_samples=4
+)
 
 
 def reward_of(graph_hash: str) -> float:

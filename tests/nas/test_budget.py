@@ -42,6 +42,15 @@ def test_graphs_over_the_limit_are_drawn_again_and_never_trained(tmp_path: Path)
     assert {episode.state for episode in store.episodes(1)} <= {State.DONE, State.REUSED}
 
 
+def test_the_model_of_rewards_is_not_asked_about_graphs_over_the_limit() -> None:
+    proposer = make_controller(SEARCH, SPACE, PRIOR, 0, limited(max_gflops=BUDGET.cost(PRIOR).gflops)).versions[0]
+    stream = np.random.default_rng(0)
+    drawn = [uniform(SPACE, stream) for _ in range(50)]
+    costly = [BUDGET.cost(SPACE.architecture(decisions)).gflops > BUDGET.cost(PRIOR).gflops for decisions in drawn]
+    assert 0 < sum(costly) < 50
+    assert [proposer.describe(decisions) is None for decisions in drawn] == costly
+
+
 def test_what_is_still_over_the_limit_is_invalid_and_stops_the_search_with_the_reason(tmp_path: Path) -> None:
     cheapest = min(BUDGET.cost(graph).gflops for graph in PRIORS.values())
     store = Store(str(tmp_path / "s.db"))

@@ -9,7 +9,7 @@ from nas.cli import search
 from nas.config import Config
 from nas.proxy import trial_of
 from nas.store import Cause, Outcome, Purpose, State, Store
-from nas.study import Schedule
+from nas.study import Schedule, _rewarded
 from tests.nas.fakes import PRIOR, SEARCH, outcome_of, reward_of, run, schedule
 from tests.nas.test_study import table
 
@@ -35,6 +35,17 @@ def test_half_of_each_batch_is_pruned_and_the_better_half_rewarded(tmp_path: Pat
         assert not pruned or min(map(reward_of, kept)) > max(map(reward_of, pruned))
         seen |= kept | pruned
     assert all((e.reward is None) == (e.state == State.PRUNED) for e in episodes)
+
+
+def test_a_pruned_graph_counts_as_the_worst_survivor_and_is_not_taken_for_measured(tmp_path: Path) -> None:
+    batch = halved(tmp_path / "s.db", 2).episodes(1)[BATCH : 2 * BATCH]
+    told = _rewarded(batch)
+    worst = min(episode.reward for episode in batch if episode.reward is not None)
+    assert any(episode.state == State.PRUNED for episode in batch)
+    for episode, rewarded in zip(batch, told, strict=True):
+        is_pruned = episode.state == State.PRUNED
+        assert rewarded.is_measured == (not is_pruned)
+        assert rewarded.reward == (worst if is_pruned else episode.reward)
 
 
 def test_a_graph_proposed_again_in_a_later_batch_is_trained(tmp_path: Path) -> None:
