@@ -45,6 +45,7 @@ class RewardModel:
             if float(evidence[index]) > best:
                 best = float(evidence[index])
                 self._length, self._signal = median * length, float(signals[index])
+                self._noise = float(NOISES[index])
                 self._whitening = vectors / variances[index].sqrt()  # times its transpose: the kernel's inverse
         self._weights = self._whitening @ (self._whitening.T @ targets)
 

@@ -69,17 +69,15 @@ def test_follows_scale_and_offset_of_rewards() -> None:
 
 
 def test_posterior_is_that_of_the_textbook() -> None:
-    """Rasmussen & Williams 2006, equations 2.25 and 2.26, with the kernel that it chose."""
+    """Rasmussen & Williams 2006, equations 2.25 and 2.26, with the kernel and noise that it chose."""
     known, new = drawn(30, 0), drawn(5, 2)
     rewards = noisy(known)
     model = RewardModel(known, rewards)
-    covariance = torch.linalg.inv(model._whitening @ model._whitening.T)
-    noise = float(covariance.diagonal().mean()) - 1.0  # the kernel is one on its diagonal
     scaled = [(features - known.mean(0)) / torch.tensor([*known[:, :3].std(0), 1.0]) for features in (known, new)]
     between = torch.exp(-((scaled[1][:, None] - scaled[0][None]) ** 2).sum(2) / (2 * model._length))
     kernel = torch.exp(-((scaled[0][:, None] - scaled[0][None]) ** 2).sum(2) / (2 * model._length))
     targets = (rewards - rewards.mean()) / rewards.std()
-    solved = torch.linalg.solve(kernel + noise * torch.eye(30), targets[:, None])
+    solved = torch.linalg.solve(kernel + model._noise * torch.eye(30), targets[:, None])
     torch.testing.assert_close(model.expected(new).mean, rewards.mean() + rewards.std() * (between @ solved)[:, 0])
 
 
