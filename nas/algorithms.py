@@ -38,7 +38,7 @@ def make_controller(
             seed=seed,
         )
         proposer = learner
-        if search.algorithm == "reinforce":
+        if search.algorithm == "reinforce" and search.model_steps:
             describe = partial(_described, space, budget)
             steps, samples, caution = search.model_steps, search.model_samples, search.caution
             proposer = Dyna(learner, describe, steps=steps, samples=samples, caution=caution, seed=seed)

@@ -19,7 +19,7 @@ class SearchConfig(Section):
     learning_rate: PositiveFloat = 7e-3
     entropy_weight: NonNegativeFloat = 0.04  # per decision, in units of the rewards' spread
     baseline_decay: PositiveFloat = Field(default=0.7, lt=1)  # of the moving mean over batches
-    model_steps: NonNegativeInt = 8  # of the policy after each update, on rewards that a model expects; 0: none
+    model_steps: NonNegativeInt = 0  # of the policy after each update, on rewards that a model expects
     model_samples: PositiveInt = 32  # graphs a step
     caution: NonNegativeFloat = 1.0  # standard deviations that count off an expected reward
     population: PositiveInt = 50  # of evolution
