@@ -1,5 +1,5 @@
 """REINFORCE that also learns from rewards it expects: a model of rewards is fitted to all trials so far, and the policy
-takes further steps on samples that the model judges (Dyna, Sutton 1991; for searches of few, costly rounds: DyNA-PPO,
+takes further steps on sequences that the model judges (Dyna, Sutton 1991; for searches of few, costly rounds: DyNA-PPO,
 Angermueller et al. 2020).
 """
 
@@ -10,24 +10,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from controller.decisions import Decisions
+from controller.decisions import Decisions, mutate
 from controller.policy import Proposal
 from controller.proposer import ProposerState, Rewarded
 from controller.reinforce import Reinforce, from_bytes, to_bytes
 from controller.reward_model import RewardModel
 
 MIN_KNOWN, MAX_KNOWN = 5, 500  # rewards that a model is fitted to: the newest, so that its cost stays bounded
+NUM_BEST, MAX_CHANGED = 5, 3  # whose neighbours are imitated, and in how many decisions those differ
 
 # Numbers (F,) that describe what was decided, equal where rewards must be; None for what may not be proposed.
 Describe = Callable[[Decisions], NDArray[np.float64] | None]
 
 
 class Dyna:
-    """After each batch that `learner` learns from, `steps` steps of it on `samples` sequences each, drawn from its
-    policy.
+    """After each batch that `learner` learns from, `steps` steps of it on sequences that the model judges: `samples` of
+    them drawn from its policy, and as many neighbours of the best that are known.
 
     A sequence is worth its expected reward less `caution` standard deviations of it, so that few rewards do not lure
-    the policy away to where nothing is known.
+    the policy away to where nothing is known; and what was measured already is worth less, so that a search does not
+    end in proposing the same. Neighbours count only where they are worth more than what the policy draws: they are
+    imitated (self-imitation, Oh et al. 2018), and let the policy find within a batch what it would rarely draw.
     """
 
     def __init__(
@@ -65,20 +68,40 @@ class Dyna:
                 del self.known[next(iter(self.known))]
 
     def _learn_from_model(self, spread: float) -> None:
-        _, features, rewards = zip(*self.known.values(), strict=True)
+        known, features, rewards = zip(*self.known.values(), strict=True)
         model = RewardModel(torch.stack(features), torch.tensor(rewards, dtype=torch.float64))
+        order = model.expected(torch.stack(features)).mean.argsort(descending=True)
+        best = [known[index] for index in order[:NUM_BEST].tolist()]
         stream = np.random.default_rng([self.seed, self.updates, 1])  # no episode's: theirs have two numbers
         for _ in range(self.steps):
-            drawn = [proposal.decisions for proposal in self.learner.policy.sample([stream] * self.samples)]
-            described = [(sequence, found) for sequence in drawn if (found := self.describe(sequence)) is not None]
-            if len(described) < 2:
+            drawn, worth = self._judged(model, self._drawn(stream), spread)
+            near, worth_near = self._judged(model, self._neighbours(best, stream), spread)
+            if len(drawn) < 2:
                 return
-            sequences = [sequence for sequence, _ in described]
-            expected = model.expected(torch.from_numpy(np.array([found for _, found in described])))
-            worth = expected.mean - self.caution * expected.sd
-            advantage = ((worth - worth.mean()) / spread).float()
+            advantage = torch.cat([worth - worth.mean(), (worth_near - worth.mean()).clamp(min=0)]) / spread
+            sequences = drawn + near
             log_probs = self.learner.log_probs(sequences)
-            self.learner.descend(sequences, log_probs, advantage, torch.ones(len(sequences)))
+            self.learner.descend(sequences, log_probs, advantage.float(), torch.ones(len(sequences)))
+
+    def _drawn(self, stream: np.random.Generator) -> list[Decisions]:
+        return [proposal.decisions for proposal in self.learner.policy.sample([stream] * self.samples)]
+
+    def _neighbours(self, best: Sequence[Decisions], stream: np.random.Generator) -> list[Decisions]:
+        space = self.learner.policy.space
+        parents = stream.integers(len(best), size=self.samples).tolist()
+        return [mutate(space, best[i], int(stream.integers(1, MAX_CHANGED + 1)), stream) for i in parents]
+
+    def _judged(
+        self, model: RewardModel, sequences: Sequence[Decisions], spread: float
+    ) -> tuple[list[Decisions], Tensor]:
+        """Those that may be proposed, and what each is worth."""
+        described = [(sequence, found) for sequence in sequences if (found := self.describe(sequence)) is not None]
+        if not described:
+            return [], torch.zeros(0, dtype=torch.float64)
+        expected = model.expected(torch.from_numpy(np.array([found for _, found in described])))
+        is_known = torch.tensor([found.tobytes() in self.known for _, found in described])
+        worth = expected.mean - self.caution * expected.sd - spread * is_known
+        return [sequence for sequence, _ in described], worth
 
     def state(self) -> ProposerState:
         known = [(list(decisions), reward) for decisions, _, reward in self.known.values()]

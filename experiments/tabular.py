@@ -28,11 +28,12 @@ from experiments.full_training import CPU
 from experiments.learning import search
 from experiments.runs import Run, Runs
 from nas.config import Config
+from nas.graph_regression import fitted, predict
 from nas.preparation import VERSION
 from nas.proxy import load_proxy
 from nas.space import load_prior, space_around
 from nas.store import Purpose, Store, Study
-from nas.tabular import Row, Tabular, fitted, from_text, predict, to_text, write_rows
+from nas.tabular import Row, Tabular, from_text, to_text, write_rows
 
 PIECE = 20
 SEED = 0  # of all graphs

@@ -1,6 +1,6 @@
 """Who proposes, as the configuration says: REINFORCE, or what it is compared with."""
 
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from nas.budget import Budget
 from nas.config import SearchConfig
 from nas.graph_features import graph_features
 from nas.space import NasFpnSpace
+
+DESCRIBED = 10_000  # features of graphs that are kept: neighbours of the best come again
 
 
 def make_controller(
@@ -39,7 +41,7 @@ def make_controller(
         )
         proposer = learner
         if search.algorithm == "reinforce" and search.model_steps:
-            describe = partial(_described, space, budget)
+            describe = lru_cache(DESCRIBED)(partial(_described, space, budget))
             steps, samples, caution = search.model_steps, search.model_samples, search.caution
             proposer = Dyna(learner, describe, steps=steps, samples=samples, caution=caution, seed=seed)
     accepts = partial(_is_affordable, space, budget)

@@ -20,25 +20,24 @@ def graph_features(architecture: Architecture) -> NDArray[np.float64]:
     levels = graph.feature_levels
     no_path = float(len(levels))  # longer and coarser than any path is
     paths = np.zeros((len(levels), NUM_LEVELS))
-    depth = np.full((len(levels), NUM_LEVELS), no_path)
-    coarsest = np.full((len(levels), NUM_LEVELS), no_path)
-    gates = np.full((len(levels), NUM_LEVELS), no_path)
+    least = np.full((len(levels), 3, NUM_LEVELS), no_path)  # cells, coarsest level and attention cells on a path
     for i, level in enumerate(LEVELS):
-        paths[i, i], depth[i, i], coarsest[i, i], gates[i, i] = 1.0, 0.0, level, 0.0
+        paths[i, i] = 1.0
+        least[i, :, i] = 0.0, level, 0.0
     of_outputs: list[tuple[int, list[float]]] = []
     for index, cell in enumerate(graph.cells):
         place = NUM_LEVELS + index
         sources = [*cell.inputs, *graph.leaves_into(index)]
         is_gated = float(cell.op == "attention")
-        paths[place] = sum(paths[source] for source in sources)
-        depth[place] = np.min([depth[source] for source in sources], axis=0) + 1
-        coarsest[place] = np.maximum(np.min([coarsest[source] for source in sources], axis=0), cell.level)
-        gates[place] = np.min([gates[source] for source in sources], axis=0) + is_gated
+        paths[place] = paths[sources].sum(axis=0)
+        depth, coarsest, gates = least[sources].min(axis=0)
+        least[place] = depth + 1, np.maximum(coarsest, cell.level), gates + is_gated
         if index >= graph.num_intermediate:
             merged = sorted(levels[source] for source in cell.inputs)
             of_outputs.append((cell.level, [is_gated, *merged, float(len(sources) - 2), float(index)]))
     outputs = [NUM_LEVELS + graph.num_intermediate + place for place in np.argsort([o[0] for o in of_outputs])]
-    reach = [np.minimum(table[outputs], no_path) for table in (np.log1p(paths), depth, coarsest, gates)]
+    tables = (np.log1p(paths[outputs]), *(least[outputs, part] for part in range(3)))
+    reach = [np.minimum(table, no_path) for table in tables]
     between = [cell.level for cell in graph.cells[: graph.num_intermediate]]
     counts = [float(between.count(level)) for level in LEVELS]
     steps = [abs(levels[s] - c.level) for c in graph.cells for s in c.inputs]

@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from detector.architecture import PRIORS, Architecture, MergeCell, Op
 from detector.errors import UserError
 from nas.graph_features import graph_features
+from nas.graph_regression import fitted, fitted_once, out_of_fold, predict
 
 TABLE, DESCRIPTION = "tabular.csv", "tabular.json"
-FOLDS = 10
 OPS: Mapping[str, Op] = {"+": "sum", "*": "attention"}
 
 
@@ -57,8 +57,10 @@ class Tabular:
     what a regression predicts that has not seen it, weighted by how far each is off on average.
     """
 
-    def __init__(self, rows: Sequence[Row], sd: float, off: float) -> None:
-        """sd: of rewards, from seed to seed. off: by how much predictions miss true means (root mean square)."""
+    def __init__(self, rows: Sequence[Row], sd: float, off: float, fit_as: str | None = None) -> None:
+        """sd: of rewards, from seed to seed. off: by how much predictions miss true means (root mean square).
+        fit_as: the name to keep the fitted regression under, in the cache.
+        """
         self.rows = rows
         self.sd = sd
         self.off = off
@@ -66,7 +68,9 @@ class Tabular:
         self.known = {row.graph.hash: row for row in without_effects}
         self.features = features_of(rows)
         self.means = means_of(without_effects)
-        self.regression = fitted(self.features, self.means)
+        self.regression = (
+            fitted(self.features, self.means) if fit_as is None else fitted_once(fit_as, self.features, self.means)
+        )
         self._estimates: dict[str, Estimate] = {}
 
     @classmethod
@@ -147,34 +151,6 @@ def noise_of(rows: Sequence[Row]) -> float:
     return float((squares / sum(len(sample) - 1 for sample in samples)) ** 0.5)
 
 
-def fitted(features: NDArray[np.float64], means: NDArray[np.float64]) -> list[Any]:
-    """Two kinds of regression trees, whose mean errs less than either."""
-    try:
-        from sklearn.ensemble import ExtraTreesRegressor, HistGradientBoostingRegressor
-    except ModuleNotFoundError as error:
-        raise UserError("the tabular benchmark needs scikit-learn: pip install 'nas-detector[studies]'") from error
-    return [
-        ExtraTreesRegressor(300, min_samples_leaf=2, max_features=0.4, random_state=0).fit(features, means),
-        HistGradientBoostingRegressor(learning_rate=0.05, max_iter=300, l2_regularization=1.0, random_state=0).fit(
-            features, means
-        ),
-    ]
-
-
-def predict(regression: Sequence[Any], features: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(np.mean([model.predict(features) for model in regression], axis=0), dtype=np.float64)
-
-
-def out_of_fold(features: NDArray[np.float64], means: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What is predicted of each graph by regressions that did not see it."""
-    fold_of = np.random.default_rng(0).permutation(len(means)) % FOLDS
-    predicted = np.empty_like(means)
-    for fold in range(FOLDS):
-        held = fold_of == fold
-        predicted[held] = predict(fitted(features[~held], means[~held]), features[held])
-    return predicted
-
-
 def prediction_error(
     predicted: NDArray[np.float64], means: NDArray[np.float64], runs: NDArray[np.int64], sd: float
 ) -> float:
@@ -228,9 +204,9 @@ def read_rows(text: str) -> list[Row]:
 
 @functools.lru_cache(maxsize=1)
 def load_tabular() -> Tabular:
-    """The benchmark that comes with the package; fitting its regression takes seconds. Raises UserError."""
+    """The benchmark that comes with the package; fitting its regression, once, takes seconds. Raises UserError."""
     rows, description = read_rows(_read(TABLE)), json.loads(_read(DESCRIPTION))
-    return Tabular(rows, description["noise"], description["prediction error"])
+    return Tabular(rows, description["noise"], description["prediction error"], f"tabular-{table_digest()}")
 
 
 def check_space(like: Architecture) -> None:

@@ -1,8 +1,11 @@
 import numpy as np
+import pytest
+import torch
 
 from controller.dyna import MAX_KNOWN, Dyna
 from controller.proposer import Rewarded
 from controller.reinforce import Reinforce
+from controller.reward_model import RewardModel
 from tests.small_space import SmallSpace
 
 SPACE = SmallSpace()
@@ -114,18 +117,58 @@ def test_equal_graphs_are_known_once_and_the_oldest_are_forgotten() -> None:
     assert (0, 0, 1) not in [decisions for decisions, _, _ in learner.known.values()]
 
 
-def test_caution_keeps_to_what_is_known() -> None:
-    """All that is known begins with 0 or 1 and is equally good; of what begins with 2 nothing is known."""
+def test_caution_takes_off_what_is_not_known_for_sure() -> None:
+    """All that is known begins with 0 or 1."""
     known = [sequence for sequence in SPACE.sequences() if sequence[0] != 2]
-    shares = {}
-    for caution in (0.0, 3.0):
-        learner = dyna(steps=10)
+    noise = np.random.default_rng(0).standard_normal(len(known))
+    features = torch.from_numpy(np.array([describe(sequence) for sequence in known]))
+    model = RewardModel(features, torch.from_numpy(np.array([reward(s) for s in known]) + 0.05 * noise))
+    learner, unknown = dyna(), [sequence for sequence in SPACE.sequences() if sequence[0] == 2]
+    worths = {}
+    for caution in (0.0, 1.0):
         learner.caution = caution
-        stream = np.random.default_rng(0)
-        for _ in range(6):
-            learner.update([Rewarded(d, -2.0, 0.5 + 0.01 * stream.standard_normal()) for d in known])
-        shares[caution] = np.mean(
-            [learner.propose(np.random.default_rng([7, i])).decisions[0] == 2 for i in range(200)]
-        )
-    assert shares[3.0] < 0.1
-    assert shares[0.0] > shares[3.0] + 0.1
+        worths[caution] = [learner._judged(model, some, 1.0)[1].mean() for some in (known, unknown)]
+    lost = [float(bold - cautious) for bold, cautious in zip(worths[0.0], worths[1.0], strict=True)]
+    assert 0 < lost[0] < lost[1]
+
+
+def test_what_was_measured_already_is_worth_less() -> None:
+    """All that is known begins with 0 or 1, and nothing is better than anything else."""
+    known = [sequence for sequence in SPACE.sequences() if sequence[0] != 2]
+    learner = dyna(steps=10)
+    stream = np.random.default_rng(0)
+    for _ in range(6):
+        learner.update([Rewarded(d, -2.0, 0.5 + 0.01 * stream.standard_normal()) for d in known])
+    drawn = [learner.propose(np.random.default_rng([7, i])).decisions[0] for i in range(200)]
+    assert drawn.count(2) > 120
+
+
+def test_better_neighbours_of_the_best_are_imitated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The policy hardly ever draws the best, nor anything near it; its neighbours are drawn for it."""
+    shares = {}
+    for imitates in (True, False):
+        learner = dyna(prior=(0, 0, 1), prior_distance=0.1, steps=12)
+        if not imitates:
+            monkeypatch.setattr(learner, "_neighbours", lambda best, stream: [])
+        given = [Rewarded(sequence, None, reward(sequence)) for sequence in SPACE.sequences()]
+        for _ in range(3):
+            learner.update([*given, Rewarded((0, 0, 1), -0.1, reward((0, 0, 1)))])
+        shares[imitates] = share_of_best(learner)
+    assert shares[True] > shares[False] + 0.2
+
+
+def test_worse_neighbours_are_not_pushed_away() -> None:
+    """They say nothing about what the policy draws, and a weight below zero has no bound."""
+    learner = dyna(steps=3)
+    seen: list[np.ndarray] = []
+    plain = learner.learner.descend
+    learner.learner.descend = lambda s, log_probs, advantage, i: (
+        seen.append(advantage),
+        plain(s, log_probs, advantage, i),
+    )
+    for _ in range(3):
+        learner.update([Rewarded(sequence, -2.0, reward(sequence)) for sequence in SPACE.sequences()])
+    judged = [advantage for advantage in seen if len(advantage) == 32]
+    assert judged
+    assert all((advantage[16:] >= 0).all() for advantage in judged)
+    assert any((advantage[:16] < 0).any() for advantage in judged)
