@@ -74,6 +74,8 @@ def _write_split(folder: Path, split: str, count: int, labels: tuple[int, ...], 
         for index, objects in enumerate(processes.imap(draw, range(count), chunksize=50)):
             images.append({"id": index + 1, "file_name": _name(index), "height": image_px, "width": image_px})
             annotations += [{"id": len(annotations) + 1 + i, "image_id": index + 1, **o} for i, o in enumerate(objects)]
+        processes.close()
+        processes.join()  # terminate(), at the end of `with`, can wait for ever for a worker that missed its signal
     categories = [{"id": i + 1, "name": CLASSES[label]} for i, label in enumerate(labels)]
     document = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(document))
