@@ -105,6 +105,13 @@ def test_runs_do_not_depend_on_workers_or_interruptions(tmp_path: Path, noise: f
         assert confirmation(other).next() is None
 
 
+def test_graphs_that_are_close_need_more_seeds(store: Store, close: None) -> None:
+    spent = drive(confirmation(store))
+    seeds = {evaluation.measurement.seed for evaluation in store.evaluations(1, Purpose.CONFIRM)}
+    assert len(seeds) > 3  # those of the first phase
+    assert spent > 0.8 * RUNS
+
+
 def test_it_ends_early_once_the_best_is_apart(store: Store) -> None:
     assert drive(confirmation(store), noise=1e-4) < 0.6 * RUNS
 
