@@ -16,6 +16,7 @@ from controller.proposer import ProposerState, Rewarded
 from controller.reinforce import Reinforce, from_bytes, to_bytes
 from controller.reward_model import RewardModel
 
+FIRST_UPDATE = 2  # with a model: the rewards of a single batch lead the policy astray
 MIN_KNOWN, MAX_KNOWN = 5, 500  # rewards that a model is fitted to: the newest, so that its cost stays bounded
 NUM_BEST, MAX_CHANGED = 5, 3  # whose neighbours are imitated, and in how many decisions those differ
 
@@ -27,20 +28,16 @@ class Dyna:
     """After each batch that `learner` learns from, `steps` steps of it on sequences that the model judges: `samples` of
     them drawn from its policy, and as many neighbours of the best that are known.
 
-    A sequence is worth its expected reward less `caution` standard deviations of it, so that few rewards do not lure
-    the policy away to where nothing is known; and what was measured already is worth less, so that a search does not
-    end in proposing the same. Neighbours count only where they are worth more than what the policy draws: they are
-    imitated (self-imitation, Oh et al. 2018), and let the policy find within a batch what it would rarely draw.
+    A sequence is worth its expected reward, and less where it was measured already, so that a search does not end in
+    proposing the same. Neighbours count only where they are worth more than what the policy draws: they are imitated
+    (self-imitation, Oh et al. 2018), and let the policy find within a batch what it would rarely draw.
     """
 
-    def __init__(
-        self, learner: Reinforce, describe: Describe, *, steps: int, samples: int, caution: float, seed: int
-    ) -> None:
+    def __init__(self, learner: Reinforce, describe: Describe, *, steps: int, samples: int, seed: int) -> None:
         self.learner = learner
         self.describe = describe
         self.steps = steps
         self.samples = samples
-        self.caution = caution
         self.seed = seed
         self.updates = 0
         self.known: dict[bytes, tuple[Decisions, Tensor, float]] = {}  # by features, the newest last
@@ -56,7 +53,8 @@ class Dyna:
         for episode in batch:
             if episode.is_measured:
                 self._remember(episode.decisions, episode.reward)
-        if self.steps and self.learner.spread is not None and len(self.known) >= MIN_KNOWN:
+        has_enough = self.updates >= FIRST_UPDATE and len(self.known) >= MIN_KNOWN
+        if self.steps and self.learner.spread is not None and has_enough:
             self._learn_from_model(self.learner.spread)
 
     def _remember(self, decisions: Decisions, reward: float) -> None:
@@ -70,7 +68,7 @@ class Dyna:
     def _learn_from_model(self, spread: float) -> None:
         known, features, rewards = zip(*self.known.values(), strict=True)
         model = RewardModel(torch.stack(features), torch.tensor(rewards, dtype=torch.float64))
-        order = model.expected(torch.stack(features)).mean.argsort(descending=True)
+        order = model.expected(torch.stack(features)).argsort(descending=True)
         best = [known[index] for index in order[:NUM_BEST].tolist()]
         stream = np.random.default_rng([self.seed, self.updates, 1])  # no episode's: theirs have two numbers
         for _ in range(self.steps):
@@ -100,8 +98,7 @@ class Dyna:
             return [], torch.zeros(0, dtype=torch.float64)
         expected = model.expected(torch.from_numpy(np.array([found for _, found in described])))
         is_known = torch.tensor([found.tobytes() in self.known for _, found in described])
-        worth = expected.mean - self.caution * expected.sd - spread * is_known
-        return [sequence for sequence, _ in described], worth
+        return [sequence for sequence, _ in described], expected - spread * is_known
 
     def state(self) -> ProposerState:
         known = [(list(decisions), reward) for decisions, _, reward in self.known.values()]

@@ -1,7 +1,6 @@
 """What rewards are to be expected of graphs that were never trained: Gaussian-process regression on their features."""
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,15 +9,8 @@ LENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0)  # squared lengths of the kernel, in medians
 NOISES = torch.logspace(-2, 1, 13, dtype=torch.float64)  # variances of the noise, in those of the signal
 
 
-class Expected(NamedTuple):
-    """Mean and standard deviation (N,) of true rewards, the noise of a trial not counted."""
-
-    mean: Tensor
-    sd: Tensor
-
-
 class RewardModel:
-    """Posterior of a Gaussian process (Rasmussen & Williams 2006, chapters 2 and 5): squared exponential kernel on
+    """Posterior mean of a Gaussian process (Rasmussen & Williams 2006, chapters 2 and 5): squared exponential kernel on
     standardised features; its length, variance and noise are those of the highest evidence on a grid.
 
     Deterministic for a number of threads. O(n^3) for n rewards.
@@ -44,18 +36,14 @@ class RewardModel:
             index = int(evidence.argmax())
             if float(evidence[index]) > best:
                 best = float(evidence[index])
-                self._length, self._signal = median * length, float(signals[index])
-                self._noise = float(NOISES[index])
-                self._whitening = vectors / variances[index].sqrt()  # times its transpose: the kernel's inverse
-        self._weights = self._whitening @ (self._whitening.T @ targets)
+                self._length, self._noise = median * length, float(NOISES[index])
+                self._weights = vectors @ (vectors.T @ targets / variances[index])
 
-    def expected(self, features: Tensor) -> Expected:
-        """features (N, F)."""
+    def expected(self, features: Tensor) -> Tensor:
+        """features (N, F) -> (N,)."""
         distances = _squared_distances((features - self._shift) / self._scale, self._known)
-        kernel = torch.exp(-distances / (2 * self._length))
-        explained = (kernel @ self._whitening).square().sum(dim=1)
-        sd = (self._signal * (1 - explained).clamp(min=0.0)).sqrt()
-        return Expected(self._mean + self._unit * (kernel @ self._weights), self._unit * sd)
+        targets: Tensor = torch.exp(-distances / (2 * self._length)) @ self._weights
+        return self._mean + self._unit * targets
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:

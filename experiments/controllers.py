@@ -1,8 +1,9 @@
 """Who searches best? python -m experiments.controllers --folder runs/controllers --jobs 2 --plot docs/controllers.png
 
-REINFORCE (ours), random draws from its first policy, regularised evolution, local search, and Optuna's TPE, through the
-same controller (batches of 10, lag 1), on the tabular benchmark: 400 episodes, 50 seeds, the same noise for all, with
-the published prior and without. Printed, from the true (noise-free) rewards of what was proposed:
+REINFORCE (ours; with its model of rewards, and without), random draws from its first policy, regularised evolution,
+local search, and Optuna's TPE, through the same controller (batches of 10, lag 1), on the tabular benchmark: 400
+episodes, 50 seeds, the same noise for all, with the published prior and without. Printed, from the true (noise-free)
+rewards of what was proposed:
 
 * without a prior: episodes until a graph of the 99th and 99.9th percentile of uniformly random graphs was proposed;
 * with it: episodes to half and to 90 % of the way from the prior to the best measured graph;
@@ -77,9 +78,9 @@ SEARCH = SearchConfig()
 STARTS = ("from the prior", "from nothing")
 
 
-def ours(algorithm: str) -> Make:
+def ours(algorithm: str, **settings: Any) -> Make:
     """One that nas-search has."""
-    search = SEARCH.model_copy(update={"algorithm": algorithm})
+    search = SEARCH.model_copy(update={"algorithm": algorithm, **settings})
     return partial(make_controller, search)
 
 
@@ -95,6 +96,7 @@ def rival(kind: Callable[[NasFpnSpace, Decisions | None], Proposer]) -> Make:
 
 ALGORITHMS: Mapping[str, Make] = {
     "reinforce": ours("reinforce"),
+    "without model": ours("reinforce", model_steps=0),
     "random": ours("random"),
     "evolution": ours("evolution"),
     "local search": rival(LocalSearch),

@@ -42,8 +42,7 @@ def make_controller(
         proposer = learner
         if search.algorithm == "reinforce" and search.model_steps:
             describe = lru_cache(DESCRIBED)(partial(_described, space, budget))
-            steps, samples, caution = search.model_steps, search.model_samples, search.caution
-            proposer = Dyna(learner, describe, steps=steps, samples=samples, caution=caution, seed=seed)
+            proposer = Dyna(learner, describe, steps=search.model_steps, samples=search.model_samples, seed=seed)
     accepts = partial(_is_affordable, space, budget)
     return Controller(proposer, batch=search.batch, lag=search.lag, seed=seed, accepts=accepts)
 

@@ -19,9 +19,8 @@ class SearchConfig(Section):
     learning_rate: PositiveFloat = 7e-3
     entropy_weight: NonNegativeFloat = 0.04  # per decision, in units of the rewards' spread
     baseline_decay: PositiveFloat = Field(default=0.7, lt=1)  # of the moving mean over batches
-    model_steps: NonNegativeInt = 0  # of the policy after each update, on rewards that a model expects
-    model_samples: PositiveInt = 32  # graphs a step
-    caution: NonNegativeFloat = 1.0  # standard deviations that count off an expected reward
+    model_steps: NonNegativeInt = 8  # of the policy after each update, on rewards that a model expects; 0: no model
+    model_samples: PositiveInt = 16  # graphs a step
     population: PositiveInt = 50  # of evolution
     tournament: PositiveInt = 10
     rung_steps: PositiveInt | None = None  # of a first training, after which the worse half of a batch is pruned

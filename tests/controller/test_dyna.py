@@ -1,11 +1,9 @@
 import numpy as np
 import pytest
-import torch
 
 from controller.dyna import MAX_KNOWN, Dyna
 from controller.proposer import Rewarded
 from controller.reinforce import Reinforce
-from controller.reward_model import RewardModel
 from tests.small_space import SmallSpace
 
 SPACE = SmallSpace()
@@ -27,7 +25,7 @@ def dyna(describe=describe, steps=4, seed=0, **changes) -> Dyna:
         "prior_distance": 1.0,
     }
     learner = Reinforce(SPACE, seed=seed, **(settings | changes))
-    return Dyna(learner, describe, steps=steps, samples=16, caution=1.0, seed=seed)
+    return Dyna(learner, describe, steps=steps, samples=16, seed=seed)
 
 
 def reward(decisions, noise=0.0) -> float:
@@ -97,6 +95,16 @@ def test_what_may_not_be_proposed_is_not_learned_from_the_model() -> None:
     assert all(decisions[0] != 2 for decisions, _, _ in allowed.known.values())
 
 
+def test_a_single_batch_is_too_little_for_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, steps = dyna(), []
+    monkeypatch.setattr(learner.learner, "descend", lambda *batch: steps.append(batch))
+    batch = [Rewarded(BEST, None, 1.0), *(Rewarded(sequence, -2.0, reward(sequence)) for sequence in SPACE.sequences())]
+    learner.update(batch)
+    assert len(steps) == 1
+    learner.update(batch)
+    assert len(steps) == 1 + 1 + 4
+
+
 def test_every_step_on_the_model_draws_anew() -> None:
     judged = judged_by_the_model(dyna(learning_rate=1e-9), 3)
     assert len({tuple(sequences) for sequences in judged}) == len(judged) == 12
@@ -115,21 +123,6 @@ def test_equal_graphs_are_known_once_and_the_oldest_are_forgotten() -> None:
     learner.update([Rewarded((i, 1, 0), None, 0.2) for i in range(1, MAX_KNOWN + 1)])
     assert len(learner.known) == MAX_KNOWN
     assert (0, 0, 1) not in [decisions for decisions, _, _ in learner.known.values()]
-
-
-def test_caution_takes_off_what_is_not_known_for_sure() -> None:
-    """All that is known begins with 0 or 1."""
-    known = [sequence for sequence in SPACE.sequences() if sequence[0] != 2]
-    noise = np.random.default_rng(0).standard_normal(len(known))
-    features = torch.from_numpy(np.array([describe(sequence) for sequence in known]))
-    model = RewardModel(features, torch.from_numpy(np.array([reward(s) for s in known]) + 0.05 * noise))
-    learner, unknown = dyna(), [sequence for sequence in SPACE.sequences() if sequence[0] == 2]
-    worths = {}
-    for caution in (0.0, 1.0):
-        learner.caution = caution
-        worths[caution] = [learner._judged(model, some, 1.0)[1].mean() for some in (known, unknown)]
-    lost = [float(bold - cautious) for bold, cautious in zip(worths[0.0], worths[1.0], strict=True)]
-    assert 0 < lost[0] < lost[1]
 
 
 def test_what_was_measured_already_is_worth_less() -> None:
@@ -151,7 +144,7 @@ def test_better_neighbours_of_the_best_are_imitated(monkeypatch: pytest.MonkeyPa
         if not imitates:
             monkeypatch.setattr(learner, "_neighbours", lambda best, stream: [])
         given = [Rewarded(sequence, None, reward(sequence)) for sequence in SPACE.sequences()]
-        for _ in range(3):
+        for _ in range(4):
             learner.update([*given, Rewarded((0, 0, 1), -0.1, reward((0, 0, 1)))])
         shares[imitates] = share_of_best(learner)
     assert shares[True] > shares[False] + 0.2
