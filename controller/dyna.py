@@ -16,7 +16,7 @@ from controller.proposer import ProposerState, Rewarded
 from controller.reinforce import Reinforce, from_bytes, to_bytes
 from controller.reward_model import RewardModel
 
-FIRST_UPDATE = 2  # with a model: the rewards of a single batch lead the policy astray
+FIRST_UPDATE = 2  # with a model: a single batch is little to judge by (docs/decisions.md)
 MIN_KNOWN, MAX_KNOWN = 5, 500  # rewards that a model is fitted to: the newest, so that its cost stays bounded
 NUM_BEST, MAX_CHANGED = 5, 3  # whose neighbours are imitated, and in how many decisions those differ
 
@@ -66,9 +66,10 @@ class Dyna:
                 del self.known[next(iter(self.known))]
 
     def _learn_from_model(self, spread: float) -> None:
-        known, features, rewards = zip(*self.known.values(), strict=True)
-        model = RewardModel(torch.stack(features), torch.tensor(rewards, dtype=torch.float64))
-        order = model.expected(torch.stack(features)).argsort(descending=True)
+        known, rows, rewards = zip(*self.known.values(), strict=True)
+        features = torch.stack(rows)
+        model = RewardModel(features, torch.tensor(rewards, dtype=torch.float64))
+        order = model.expected(features).argsort(descending=True)
         best = [known[index] for index in order[:NUM_BEST].tolist()]
         stream = np.random.default_rng([self.seed, self.updates, 1])  # no episode's: theirs have two numbers
         for _ in range(self.steps):

@@ -83,7 +83,7 @@ def test_the_best_graph_wins_with_seeds_that_the_search_has_not_used(store: Stor
     assert spent <= RUNS
     seeds = {evaluation.measurement.seed for evaluation in store.evaluations(1, Purpose.CONFIRM)}
     assert 0 not in seeds
-    assert len(seeds) >= 3
+    assert len(seeds) > 3
     prior = prior_episode(store.episodes(1))
     winner = next(iter(verdicts(store, 1, prior).values()))
     confirmed = {evaluation.architecture_hash for evaluation in store.evaluations(1, Purpose.CONFIRM)}
