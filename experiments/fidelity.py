@@ -37,28 +37,36 @@ from experiments.full_training import CPU, full_training
 from experiments.full_training import NAME as FULL_TRAINING
 from experiments.runs import Run, Runs
 from nas.config import Config
-from nas.pool import estimate_statistics
 from nas.preparation import VERSION, FeatureCache
 from nas.proxy import EVALUATION_BATCH, FrozenProxy, FullProxy, load_proxy
 from nas.space import load_prior, space_around
 
-FROZEN_STEPS = (5, 20, 80)
-FULL_STEPS = (100, 200)
-NORM_BATCHES = 8  # from which norms are estimated anew
 RESAMPLES = 500
 
 
 class Proxied(NamedTuple):
-    """One way to judge a graph: a protocol and a number of steps. What one run measures has several metrics."""
+    """One way to judge a graph: a protocol, and a trial's steps and learning rate. What one run measures has several
+    metrics.
+    """
 
     protocol: str
     steps: int
+    learning_rate: float
 
     def __str__(self) -> str:
-        return f"{self.protocol} {self.steps}"
+        return f"{self.protocol}, {self.steps} steps" + (f" at {self.learning_rate:g}" if self.steps else "")
 
 
-PROXIES = tuple([Proxied("frozen", steps) for steps in FROZEN_STEPS] + [Proxied("full", steps) for steps in FULL_STEPS])
+PROXIES = (
+    Proxied("frozen", 0, 0.001),
+    Proxied("frozen", 5, 0.001),
+    Proxied("frozen", 5, 0.003),
+    Proxied("frozen", 20, 0.001),
+    Proxied("frozen", 20, 0.003),
+    Proxied("frozen", 100, 0.001),
+    Proxied("full", 100, 0.003),
+    Proxied("full", 200, 0.003),
+)
 
 
 def graphs() -> dict[str, Architecture]:
@@ -180,8 +188,13 @@ def make_run(run: Run, steps: int) -> dict[str, Any]:
         return full_training(config, graph, run.seed, steps)
     data = load_split(config.data, None, "train")
     measure = frozen_metrics if kind == "frozen" else full_metrics
-    budgets = FROZEN_STEPS if kind == "frozen" else FULL_STEPS
-    return {str(Proxied(kind, budget)): measure(config, data, graph, run.seed, budget) for budget in budgets}
+    return {str(p): measure(_with_trial(config, p), data, graph, run.seed) for p in PROXIES if p.protocol == kind}
+
+
+def _with_trial(config: Config, proxied: Proxied) -> Config:
+    given = {"steps": proxied.steps, "learning_rate": proxied.learning_rate}
+    trial = config.proxy.trial.model_copy(update=given)
+    return config.model_copy(update={"proxy": config.proxy.model_copy(update={"trial": trial})})
 
 
 def load_frozen(config: Config, data: CocoData) -> FrozenProxy:
@@ -190,34 +203,21 @@ def load_frozen(config: Config, data: CocoData) -> FrozenProxy:
     return proxy
 
 
-def frozen_metrics(config: Config, data: CocoData, graph: Architecture, seed: int, steps: int) -> dict[str, float]:
-    """A trial's AP, AP50 and loss; and AP with norms estimated anew once the weights are final."""
-    kept = config.proxy.model_copy(update={"norm_batches": 0})
-    proxy = load_frozen(config.model_copy(update={"proxy": kept}), data)
+def frozen_metrics(config: Config, data: CocoData, graph: Architecture, seed: int) -> dict[str, float]:
+    """A trial's AP, AP50 and loss."""
+    proxy = load_frozen(config, data)
     start = time.process_time()
-    heads = proxy.trained(graph, seed, steps)
+    heads = proxy.trained(graph, seed)
     ap, ap50 = ap_and_ap50(proxy.reward, proxy.detections(heads))
     seconds = time.process_time() - start
-    loss = reward_loss(heads, proxy.reward_cache)
-    start = time.process_time()
-    estimate_statistics(heads.pyramid, proxy.trial_cache.shuffled(EVALUATION_BATCH, NORM_BATCHES, seed))
-    anew = time.process_time() - start
-    ap_anew, _ = ap_and_ap50(proxy.reward, proxy.detections(heads))
-    return {
-        "AP": ap,
-        "AP50": ap50,
-        "-loss": -loss,
-        "AP, norms anew": ap_anew,
-        "seconds": seconds,
-        "seconds, norms anew": seconds + anew,
-    }
+    return {"AP": ap, "AP50": ap50, "-loss": -reward_loss(heads, proxy.reward_cache), "seconds": seconds}
 
 
-def full_metrics(config: Config, data: CocoData, graph: Architecture, seed: int, steps: int) -> dict[str, float]:
+def full_metrics(config: Config, data: CocoData, graph: Architecture, seed: int) -> dict[str, float]:
     """The whole detector from scratch, on the proxy's parts."""
     proxy = FullProxy(config, data, CPU)
     start = time.process_time()
-    ap = proxy.evaluate(graph, seed, steps)
+    ap = proxy.evaluate(graph, seed)
     return {"AP": ap, "seconds": time.process_time() - start}
 
 
@@ -244,10 +244,9 @@ def judged(measured: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> dic
     found = {}
     for protocol, of_graphs in measured.items():
         for proxied in (p for p in PROXIES if p.protocol == protocol):
-            for metric in (m for m in of_graphs[0][0][str(proxied)] if not m.startswith("seconds")):
-                cost = "seconds, norms anew" if metric == "AP, norms anew" else "seconds"
+            for metric in (m for m in of_graphs[0][0][str(proxied)] if m != "seconds"):
                 rewards = np.array([[run[str(proxied)][metric] for run in seeds] for seeds in of_graphs])
-                seconds = statistics.fmean(run[str(proxied)][cost] for seeds in of_graphs for run in seeds)
+                seconds = statistics.fmean(run[str(proxied)]["seconds"] for seeds in of_graphs for run in seeds)
                 found[f"{proxied}, {metric}"] = Judged(rewards, seconds)
     return found
 
@@ -351,7 +350,7 @@ def plot(
         figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True
     ):
         axes.errorbar(reference.mean(1), rewards.mean(1), rewards.std(1, ddof=1), fmt="o", ms=4, lw=1)
-        axes.set(title=f"{name.removesuffix(', AP')} steps, {seconds:.1f} s", xlabel="AP of full training")
+        axes.set(title=f"{name.removesuffix(', AP')}\n{seconds:.1f} s", xlabel="AP of full training")
     figure.axes[0].set_ylabel("AP of the proxy")
     figure.savefig(path, dpi=130)
 

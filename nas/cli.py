@@ -164,7 +164,7 @@ def _confirmation(
         prior_episode(episodes),
         runs=len(episodes) // EPISODES_A_RUN if args.confirm is None else args.confirm,
         seed=args.seed,
-        steps=config.proxy.trial.steps,
+        steps=config.proxy.confirm_steps or config.proxy.trial.steps,
     )
 
 

@@ -29,12 +29,18 @@ class SearchConfig(Section):
     target_gflops: PositiveFloat | None = None  # rewards are AP * (gflops / target) ** -0.07
 
 
+class TrialConfig(OptimizationConfig):
+    """Training of one graph."""
+
+    steps: NonNegativeInt = 90_000  # 0: the pool's weights are judged as they are (frozen only)
+
+
 class ProxyConfig(Section):
     """How a graph is judged: what is trained, on what, for how long.
 
     frozen: backbone and FPN are trained once on the pretrain part and their maps kept; a trial starts from the pool
-    of cell weights and trains pyramid and heads. full: a trial trains a whole detector. tabular: nothing is trained,
-    rewards come from the tabular benchmark (nas/tabular.py).
+    of cell weights and trains pyramid and heads, if it trains anything. full: a trial trains a whole detector. tabular:
+    nothing is trained, rewards come from the tabular benchmark (nas/tabular.py).
     """
 
     protocol: Literal["frozen", "full", "tabular"] = "frozen"
@@ -48,13 +54,24 @@ class ProxyConfig(Section):
     detector: DetectorConfig | None = None  # the proxy's own detector; the final one's when absent
     pretrain: OptimizationConfig = OptimizationConfig()
     pool: OptimizationConfig = OptimizationConfig()
-    trial: OptimizationConfig = OptimizationConfig()
+    trial: TrialConfig = TrialConfig()
+    confirm_steps: PositiveInt | None = None  # of the runs that confirm the best graphs; as many as trials when absent
     norm_batches: NonNegativeInt = 0  # of 50 images, for the pyramid's norms once a frozen trial ends; 0: as trained
 
     @model_validator(mode="after")
     def _parts_are_shares(self) -> "ProxyConfig":
         if abs(sum(self.parts) - 1) > 1e-6:
             raise ValueError(f"parts must add up to 1, these add up to {sum(self.parts):g}")
+        return self
+
+    @model_validator(mode="after")
+    def _trials_measure_something(self) -> "ProxyConfig":
+        if self.trial.steps == 0 and self.protocol == "full":
+            raise ValueError("trial.steps must be at least 1 with protocol full")
+        if self.confirm_steps is not None and self.protocol == "tabular":
+            raise ValueError("confirm_steps must be left out with protocol tabular: it knows trials only")
+        if self.trial.steps == 0 and self.norm_batches == 0:
+            raise ValueError("trial.steps 0 needs norm_batches: nothing else would tell the norms about a graph")
         return self
 
 

@@ -29,7 +29,8 @@ from nas.space import space_around
 
 VERSION = 4  # raise it when trained weights or rewards change: caches and studies are known by it
 PARTS = ("pretrain", "trial", "reward")
-NOT_OF_FEATURES = {"pool", "trial", "norm_batches", "threads", "cache_limit_gb", "detector"}  # detector is keyed apart
+# The detector is keyed apart.
+NOT_OF_FEATURES = {"pool", "trial", "confirm_steps", "norm_batches", "threads", "cache_limit_gb", "detector"}
 DETECTOR_FILE = "detector.pt"
 POOL_FILE = "pool.pt"
 

@@ -9,13 +9,12 @@ import torch
 from detector.architecture import Architecture
 from detector.cascade_rcnn import CascadeRcnn, DetectionHeads
 from detector.coco import CocoData
-from detector.config import OptimizationConfig
 from detector.errors import UserError
 from detector.evaluate import average_precision
 from detector.inference import View, detect_split, scale_to
 from detector.targets import Detections
 from detector.train import train
-from nas.config import Config
+from nas.config import Config, TrialConfig
 from nas.pool import estimate_statistics, reset_statistics
 from nas.preparation import FeatureCache, OnProgress, canvas_loader, divide, features_folder, load_heads, prepare
 from nas.space import space_around
@@ -35,12 +34,13 @@ class Proxy(Protocol):
         ...
 
 
-def trial_of(config: Config, steps: int | None) -> OptimizationConfig:
-    """How a trial trains: as configured, or with its schedule drawn together to fewer steps."""
+def trial_of(config: Config, steps: int | None) -> TrialConfig:
+    """How a trial trains: as configured, or with its schedule drawn together or out to other steps."""
     trial = config.proxy.trial
     if steps is None or steps == trial.steps:
         return trial
-    warmup = min(steps - 1, round(trial.warmup_steps * steps / trial.steps))
+    share = steps / trial.steps if trial.steps else 1.0
+    warmup = min(steps - 1, round(trial.warmup_steps * share))
     return trial.model_copy(update={"steps": steps, "warmup_steps": warmup})
 
 
@@ -118,7 +118,8 @@ class TabularProxy:
         """Only the trial's own length was measured. Raises UserError for another."""
         if steps is not None and steps != self.steps:
             raise UserError(
-                f"the tabular benchmark knows rewards of {self.steps} steps only; leave search.rung_steps out"
+                f"the tabular benchmark knows rewards of {self.steps} steps only; leave search.rung_steps and "
+                "proxy.confirm_steps out"
             )
         return self.tabular.reward(architecture, seed)
 

@@ -42,21 +42,23 @@ def pareto_front(ranked: Sequence[Episode], evaluations: Mapping[int, Evaluation
 
 class Verdict(NamedTuple):
     """What new seeds say of one graph. mean and spread (standard deviation; None of one run) are of AP times the cost
-    factor, like rewards. beats_prior: probability that its true mean is above the prior's; None for the prior itself,
-    and where that cannot be said. latency_ms: of its pyramid, one image, on a worker while others trained.
+    factor, like rewards; steps: of training in each run. beats_prior: probability that its true mean is above the
+    prior's; None for the prior itself, and where that cannot be said. latency_ms: of its pyramid, one image, on a
+    worker while others trained.
     """
 
     architecture_hash: str
     mean: float
     spread: float | None
     runs: int
+    steps: int
     beats_prior: float | None
     latency_ms: float | None
 
     def __str__(self) -> str:
         spread = "" if self.spread is None else f" (standard deviation {self.spread:.4f})"
         against = "" if self.beats_prior is None else f", better than the prior with probability {self.beats_prior:.2f}"
-        return f"mean {self.mean:.4f} of {self.runs} runs{spread}{against}"
+        return f"mean {self.mean:.4f} of {self.runs} runs of {self.steps} steps{spread}{against}"
 
 
 class Spread(NamedTuple):
@@ -77,9 +79,11 @@ def judged(evaluations: Sequence[Evaluation], prior_hash: str | None) -> dict[st
     failed = {evaluation.architecture_hash for evaluation in evaluations if evaluation.state == State.FAILED}
     samples: dict[str, list[float]] = {}
     latencies: dict[str, float] = {}
+    steps: dict[str, int] = {}
     for evaluation in evaluations:
         if evaluation.reward is not None and evaluation.architecture_hash not in failed:
             samples.setdefault(evaluation.architecture_hash, []).append(evaluation.reward)
+            steps[evaluation.architecture_hash] = evaluation.measurement.budget
             if evaluation.latency_ms is not None:
                 latencies[evaluation.architecture_hash] = evaluation.latency_ms
     spread = shared_spread(list(samples.values()))
@@ -90,7 +94,8 @@ def judged(evaluations: Sequence[Evaluation], prior_hash: str | None) -> dict[st
     for graph_hash, sample in samples.items():
         deviation = statistics.stdev(sample) if len(sample) > 1 else None
         mean, latency = statistics.fmean(sample), latencies.get(graph_hash)
-        found.append(Verdict(graph_hash, mean, deviation, len(sample), beats.get(graph_hash), latency))
+        beats_prior = beats.get(graph_hash)
+        found.append(Verdict(graph_hash, mean, deviation, len(sample), steps[graph_hash], beats_prior, latency))
     noise = spread.deviation if spread is not None else 0.0
     found.sort(key=lambda verdict: noise / verdict.runs**0.5 - verdict.mean)
     return {verdict.architecture_hash: verdict for verdict in found}

@@ -28,6 +28,10 @@ def test_presets_are_those_documented() -> None:
         ("training: {steps: many}", r"training\.steps: .*given: 'many'"),
         ("training: {steps: -1}", r"training\.steps: .*greater than 0 \(given: -1\)"),
         ("search: {algorithm: magic}", r"search\.algorithm: .*'reinforce'"),
+        ("proxy: {trial: {steps: 0}}", "proxy: trial.steps 0 needs norm_batches"),
+        ("proxy: {protocol: full, trial: {steps: 0}}", "proxy: trial.steps must be at least 1 with protocol full"),
+        ("proxy: {protocol: tabular, confirm_steps: 9}", "proxy: confirm_steps must be left out with protocol tabular"),
+        ("proxy: {pool: {steps: 0}}", "proxy.pool.steps"),
         ("proxy: {parts: [0.5, 0.4, 0.2]}", "proxy: parts must add up to 1, these add up to 1.1"),
         ("detector: {backbone: {weights: none, norm: frozen_bn}}", "frozen_bn needs weights"),
         ("detector: {cascade: {ious: [0.5]}}", "one entry a stage"),
@@ -60,4 +64,6 @@ def test_the_benchmark_is_shapes_but_for_who_judges() -> None:
     shapes, benchmark = (load_config(name, Config).model_dump() for name in ("shapes", "benchmark"))
     assert benchmark["proxy"].pop("protocol") == "tabular"
     assert shapes["proxy"].pop("protocol") == "frozen"
+    assert shapes["proxy"].pop("confirm_steps")
+    assert benchmark["proxy"].pop("confirm_steps") is None
     assert benchmark == shapes

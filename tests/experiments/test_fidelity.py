@@ -73,11 +73,11 @@ def test_the_interval_covers_the_truth() -> None:
 
 def test_runs_measure_and_are_reported(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path) -> None:
     monkeypatch.setattr(fidelity, "load_config", lambda name, model: load_config("smoke", model))
-    monkeypatch.setattr(fidelity, "FROZEN_STEPS", (1, 2))
-    monkeypatch.setattr(fidelity, "FULL_STEPS", (2,))
     monkeypatch.setattr(fidelity, "RESAMPLES", 20)
     monkeypatch.setattr(
-        fidelity, "PROXIES", (*(fidelity.Proxied("frozen", s) for s in (1, 2)), fidelity.Proxied("full", 2))
+        fidelity,
+        "PROXIES",
+        (fidelity.Proxied("frozen", 1, 0.001), fidelity.Proxied("frozen", 1, 0.1), fidelity.Proxied("full", 2, 0.003)),
     )
     names = list(fidelity.graphs())[:4]
     full = fidelity.make_run(Run("full training of top-down", 0), 3)
@@ -87,7 +87,9 @@ def test_runs_measure_and_are_reported(monkeypatch: pytest.MonkeyPatch, capsys, 
     reference = rewards(4, 2, 0.05, 0.01)
     fidelity.report(names, reference, runs, 3)
     out = capsys.readouterr().out
-    assert "| frozen 2, AP, norms anew |" in out
-    assert "| full 2, AP |" in out
+    assert "| frozen, 1 steps at 0.1, AP |" in out
+    assert "| full, 2 steps at 0.003, AP |" in out
+    rates = [[run[f"frozen, 1 steps at {rate}"]["-loss"] for run in measured["frozen"]] for rate in (0.001, 0.1)]
+    assert all(gentle != hard for gentle, hard in zip(*rates, strict=True))
     fidelity.plot(reference, runs, tmp_path / "f.png")
     assert (tmp_path / "f.png").stat().st_size > 5000

@@ -12,7 +12,7 @@ from detector.errors import UserError
 from nas.config import Config
 from nas.pool import CellPool, draw_graph, estimate_statistics
 from nas.preparation import FeatureCache, divide, features_folder, load_heads, prepare
-from nas.proxy import FrozenProxy, load_proxy, prepare_proxy
+from nas.proxy import FrozenProxy, load_proxy, prepare_proxy, trial_of
 from nas.space import space_around
 
 CONFIG = load_config("smoke", Config)
@@ -106,6 +106,35 @@ def test_a_trial_starts_from_the_pool_s_cells_and_heads(proxy: FrozenProxy) -> N
     assert heads.cascade.heads[0].reduce.weight.equal(state["heads"]["cascade.heads.0.reduce.weight"])
 
 
+def test_a_trial_of_no_steps_changes_nothing_but_the_norms_statistics(proxy: FrozenProxy) -> None:
+    trial = CONFIG.proxy.trial.model_copy(update={"steps": 0})
+    update = {"trial": trial, "norm_batches": 1}
+    config = CONFIG.model_copy(update={"proxy": CONFIG.proxy.model_copy(update=update)})
+    untrained = load_proxy(config, load_split(CONFIG.data, None, "train"), PRIOR, CPU, quiet)
+    assert isinstance(untrained, FrozenProxy)
+    graph = PRIOR.canonical()
+    before = load_heads(proxy.folder, CONFIG, 8, graph, CPU).state_dict()
+    after = untrained.trained(graph, 0).state_dict()
+    statistics = {name for name in before if "running_" in name or "num_batches" in name}
+    changed = {name for name, value in after.items() if not value.equal(before[name])}
+    assert changed == {name for name in statistics if name.startswith("pyramid.")}
+    assert changed
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup_steps", "asked", "expected"),
+    [(10, 4, 5, 2), (10, 4, 20, 8), (10, 4, None, 4), (0, 4, 20, 4), (0, 4, 3, 2), (10, 0, 20, 0)],
+)
+def test_a_trial_s_schedule_is_drawn_to_the_steps_asked_for(
+    steps: int, warmup_steps: int, asked: int | None, expected: int
+) -> None:
+    trial = CONFIG.proxy.trial.model_copy(update={"steps": steps, "warmup_steps": warmup_steps})
+    config = CONFIG.model_copy(update={"proxy": CONFIG.proxy.model_copy(update={"trial": trial})})
+    drawn = trial_of(config, asked)
+    assert (drawn.steps, drawn.warmup_steps) == (steps if asked is None else asked, expected)
+    assert drawn.learning_rate == trial.learning_rate
+
+
 def test_a_pool_s_pyramids_share_its_weights_or_copy_them() -> None:
     pool = CellPool(2, 4, "bn")
     assert len(pool.cells) == 10
@@ -139,8 +168,8 @@ def test_preparation_is_shared_and_keyed_by_what_matters(proxy: FrozenProxy) -> 
     def folder(config: Config, prior=PRIOR) -> Path:
         return prepare(config, data, prior, CPU, quiet)
 
-    trial = CONFIG.proxy.trial.model_copy(update={"steps": 5})
-    assert folder(CONFIG.model_copy(update={"proxy": CONFIG.proxy.model_copy(update={"trial": trial})})) == proxy.folder
+    longer = {"trial": CONFIG.proxy.trial.model_copy(update={"steps": 5}), "confirm_steps": 9, "norm_batches": 2}
+    assert folder(CONFIG.model_copy(update={"proxy": CONFIG.proxy.model_copy(update=longer)})) == proxy.folder
     other_prior = folder(CONFIG, PRIORS["fpn"])
     assert other_prior != proxy.folder
     assert other_prior.parent == proxy.folder.parent

@@ -74,6 +74,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> list[tuple]:
     log = finish(start(folder, "--episodes", "14", "--workers", "1", "--confirm", "8"), folder)
     assert "dashboard: http://127.0.0.1:" in log
     assert "winner with new seeds: episode" in log or "with new seeds none is better than the prior: mean" in log
+    assert " runs of 4 steps" in log  # proxy.confirm_steps
     return table(folder)
 
 
