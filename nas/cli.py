@@ -67,6 +67,7 @@ def _search_parser() -> Parser:
     parser.add_argument("--seed", type=count(0, MAX_SEED), default=0, metavar="N", help="of the study")
     parser.add_argument("--workers", type=count(1), metavar="N", help="trials at a time; default: GPUs, else cores")
     parser.add_argument("--gpus-per-trial", type=_share, metavar="X", help="default: 1, or 0 without a GPU")
+    parser.add_argument("--trial-timeout", type=_positive, metavar="S", help="seconds after which a trial has failed")
     parser.add_argument("--address", metavar="ADDR", help="a running Ray cluster to join")
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages")
     return parser
@@ -152,7 +153,7 @@ def _is_finished(args: argparse.Namespace, study: Study, budget: Budget, config:
 
 
 def _confirmation(
-    args: argparse.Namespace, store: Store, study_id: int, budget: Budget, config: Config
+    args: argparse.Namespace, store: Store, study_id: int, budget: Budget, config: Config, *, shares_gpu: bool = False
 ) -> Confirmation:
     """Of a search that has ended."""
     episodes = store.episodes(study_id)
@@ -165,6 +166,7 @@ def _confirmation(
         runs=len(episodes) // EPISODES_A_RUN if args.confirm is None else args.confirm,
         seed=args.seed,
         steps=config.proxy.confirm_steps or config.proxy.trial.steps,
+        shares_gpu=shares_gpu,
     )
 
 
@@ -198,7 +200,7 @@ def _run(
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     from nas.search import Cluster, RemoteController, ray_session, run  # Ray takes seconds to import
 
-    cluster = Cluster(*_resources(args), args.address, args.verbose)
+    cluster = Cluster(*_resources(args), args.address, args.verbose, args.trial_timeout)
     source = ProxySource.of(config, args.data and args.data.absolute(), prior, data.hash)
     space = space_around(prior)
     with Progress() as progress:
@@ -208,7 +210,7 @@ def _run(
         with ray_session(cluster) as dashboard:
             print(f"dashboard: http://{dashboard} (it asks for a token: ray get-auth-token)", flush=True)
             make = partial(make_controller, config.search, space, prior, args.seed, budget)
-            controller = RemoteController(args.study, make)
+            controller = RemoteController(args.study, make, config.search.lag)
             store = Store(args.database)
             study_id = store.open_study(study)
             schedule = Schedule(
@@ -224,6 +226,7 @@ def _run(
                 seed=args.seed,
                 steps=config.proxy.trial.steps,
                 rung_steps=config.search.rung_steps,
+                shares_gpu=cluster.shares_gpu,
             )
 
             def on_episodes(ended: list[Episode]) -> None:
@@ -236,7 +239,8 @@ def _run(
             run(schedule, source, cluster, on_episodes)
             stopped = schedule.stopped
             if stopped is None:
-                confirmation = _confirmation(args, store, study_id, budget, config)
+                shares_gpu = cluster.shares_gpu
+                confirmation = _confirmation(args, store, study_id, budget, config, shares_gpu=shares_gpu)
                 report = partial(_report_confirmation, progress, confirmation)
                 report([])
                 run(confirmation, source, cluster, report)

@@ -10,13 +10,14 @@ The store remembers every run, so that a confirmation continues after an interru
 
 import math
 import statistics
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 
+from nas.attempts import Attempts
 from nas.budget import Budget
 from nas.results import probability_above, shared_spread
 from nas.store import Cause, Episode, Measurement, Outcome, Purpose, State, Store
-from nas.study import MAX_ATTEMPTS, MAX_FAILURES, Job
+from nas.study import Job
 
 MOST_CANDIDATES = 8
 RUNS_A_CANDIDATE = 6  # fewer runs in all than this for each candidate: fewer candidates, so that each has two at least
@@ -39,6 +40,7 @@ class Confirmation:
         runs: int,
         seed: int,
         steps: int,
+        shares_gpu: bool = False,
     ) -> None:
         """candidates: owners of distinct graphs, best first; the prior may be one of them. runs: in all."""
         self.store = store
@@ -59,8 +61,7 @@ class Confirmation:
         self.rewards: dict[tuple[str, int], float | None] = {}  # by graph and run; None of a failure
         self._running: dict[int, tuple[str, int]] = {}
         self._again: deque[int] = deque()
-        self._attempts: Counter[int] = Counter()
-        self._failures = 0
+        self._attempts = Attempts(shares_gpu=shares_gpu, has_succeeded=True)  # the search has
         self._phase = 1
         for evaluation in store.evaluations(study_id, Purpose.CONFIRM):
             run = (evaluation.measurement.seed - seed - 1) % SEEDS
@@ -90,17 +91,15 @@ class Confirmation:
         return next((self._start(*missing) for missing in self._missing() if missing not in out), None)
 
     def finish(self, evaluation_id: int, outcome: Outcome) -> list[Episode]:
-        """Record the end of a job. A lost one is handed out again, MAX_ATTEMPTS times. No episode is settled by it."""
-        if outcome.cause == Cause.LOST and self._attempts[evaluation_id] < MAX_ATTEMPTS:
+        """Record the end of a job, unless it is to be tried again. No episode is settled by it."""
+        if self._attempts.again(evaluation_id, outcome):
             self._again.append(evaluation_id)
             return []
         graph_hash, run = self._running.pop(evaluation_id)
-        self.store.finish_evaluation(evaluation_id, outcome._replace(attempts=self._attempts[evaluation_id]))
+        self.store.finish_evaluation(evaluation_id, outcome._replace(attempts=self._attempts.count(evaluation_id)))
         factor = self.budget.factor(self._graphs[graph_hash])
         self.rewards[graph_hash, run] = None if outcome.ap is None else outcome.ap * factor
-        self._failures = self._failures + 1 if outcome.cause else 0
-        if self._failures >= MAX_FAILURES:
-            self.stopped = f"the last {MAX_FAILURES} confirming runs failed, the last one with {outcome.cause}"
+        self.stopped = self._attempts.give_up(outcome, "confirming runs") or self.stopped
         self._settle()
         return []
 
@@ -112,9 +111,10 @@ class Confirmation:
         return self._job(evaluation.id, graph_hash, run)
 
     def _job(self, evaluation_id: int, graph_hash: str, run: int) -> Job:
-        self._attempts[evaluation_id] += 1
+        self._attempts.begin(evaluation_id)
         number, graph = self.arms[graph_hash].number, self._graphs[graph_hash]
-        return Job(number, evaluation_id, graph, self._measurement(run), is_timed=run == 0)
+        is_alone = self._attempts.is_alone(evaluation_id)
+        return Job(number, evaluation_id, graph, self._measurement(run), run == 0, is_alone)
 
     def _measurement(self, run: int) -> Measurement:
         return Measurement(Purpose.CONFIRM, (self.seed + 1 + run) % SEEDS, self.steps)

@@ -12,14 +12,16 @@ from typing import Any
 import ray
 import torch
 from ray import tune
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.search import Searcher
 
-from controller.controller import Controller
+from controller.controller import Controller, versions_kept
 from controller.policy import Proposal
 from controller.proposer import ProposerState, Rewarded
 from detector.architecture import Architecture
 from detector.command import TERMINATED, exit_on_sigterm
 from detector.errors import UserError
+from nas.attempts import described
 from nas.store import Cause, Episode, Outcome
 from nas.study import Plan
 from nas.trial import ProxySource, evaluate
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 
 NAMESPACE = "nas"
 CONNECT_TIMEOUT_S = 10.0
+MAX_DEATHS = 3  # of the controller's process, in one run of a search
 OnEpisodes = Callable[[list[Episode]], None]
 
 
@@ -39,6 +42,17 @@ class Cluster:
     gpus_per_trial: float
     address: str | None
     verbose: bool
+    trial_timeout_s: float | None = None
+
+    @property
+    def shares_gpu(self) -> bool:
+        """Whether trials share one."""
+        return 0 < self.gpus_per_trial < 1
+
+    def resources(self, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+        """What Tune reserves for a trial of this configuration."""
+        gpus = 1.0 if config.get("is_alone") else self.gpus_per_trial
+        return tune.PlacementGroupFactory([{"CPU": 1, "GPU": gpus} if gpus else {"CPU": 1}])
 
 
 class ControllerActor:
@@ -62,28 +76,64 @@ class ControllerActor:
 
 
 class RemoteController:
-    """The actor as a plain object. Its calls are named after episodes, for the dashboard."""
+    """The actor as a plain object. Its calls are named after episodes, for the dashboard.
 
-    def __init__(self, study: str, make: Callable[[], Controller]) -> None:
-        name = f"nas-controller-{study}"
-        try:
-            self.actor = ray.remote(num_cpus=0)(ControllerActor).options(name=name, namespace=NAMESPACE).remote(make)
-        except ValueError as error:  # Ray's for a name that is taken
-            raise UserError(f"{name} runs in this cluster already, for another database; give --study NAME") from error
+    An actor that dies is replaced, by one that is given the versions that the driver has seen last: it is then what
+    the old one was, as after an interruption of the whole search.
+    """
+
+    def __init__(self, study: str, make: Callable[[], Controller], lag: int) -> None:
+        self.name = f"nas-controller-{study}"
+        self.make = make
+        self.kept = versions_kept(lag)
+        self.states: dict[int, ProposerState] = {}
+        self.deaths = 0
+        self._start()
 
     def propose(self, episode: int) -> Proposal:
-        call = self.actor.propose.options(name=f"propose episode {episode}")
-        proposal: Proposal = ray.get(call.remote(episode))
+        proposal: Proposal = self._call("propose", f"propose episode {episode}", episode)
         return proposal
 
     def update(self, batch: Sequence[Rewarded]) -> ProposerState:
         mean = sum(episode.reward for episode in batch) / max(1, len(batch))
-        call = self.actor.update.options(name=f"learn from {len(batch)} episodes, mean reward {mean:.4f}")
-        state: ProposerState = ray.get(call.remote(list(batch)))
+        name = f"learn from {len(batch)} episodes, mean reward {mean:.4f}"
+        state: ProposerState = self._call("update", name, list(batch))
+        self._keep({max(self.states, default=0) + 1: state})
         return state
 
     def restore(self, states: Mapping[int, ProposerState]) -> None:
-        ray.get(self.actor.restore.remote(dict(states)))
+        self._keep(states)
+        self._call("restore", "restore", self.states)
+
+    def _start(self) -> None:
+        options = {"name": self.name, "namespace": NAMESPACE}
+        try:
+            self.actor = ray.remote(num_cpus=0)(ControllerActor).options(**options).remote(self.make)
+        except ValueError as error:  # Ray's for a name that is taken
+            raise UserError(
+                f"{self.name} runs in this cluster already, for another database; give --study NAME"
+            ) from error
+
+    def _call(self, method: str, name: str, argument: Any) -> Any:
+        while True:
+            try:
+                return ray.get(getattr(self.actor, method).options(name=name).remote(argument))
+            except RayActorError as error:
+                self.deaths += 1
+                if self.deaths > MAX_DEATHS:
+                    raise UserError(
+                        f"the controller's process died {self.deaths} times ({first_line(error)}); mend that, then the "
+                        "same command continues"
+                    ) from error
+                log.warning("the controller's process died (%s); it is started again", first_line(error))
+                ray.kill(self.actor)  # it would keep its name, though dead
+                self._start()
+                if self.states and method != "restore":
+                    ray.get(self.actor.restore.remote(self.states))
+
+    def _keep(self, states: Mapping[int, ProposerState]) -> None:
+        self.states |= states
+        self.states = {version: self.states[version] for version in sorted(self.states)[-self.kept :]}
 
     def note(self, episodes: Sequence[Episode]) -> None:
         """Let the dashboard's list of tasks show how episodes ended."""
@@ -95,8 +145,9 @@ class RemoteController:
 class Trial(tune.Trainable):  # type: ignore[misc]  # Ray ships without types
     """A Tune trial of one step: the evaluation of one graph. Actors are reused from trial to trial."""
 
-    def setup(self, config: dict[str, Any], source: ProxySource) -> None:
+    def setup(self, config: dict[str, Any], source: ProxySource, timeout_s: float | None) -> None:
         self.source = source
+        self.timeout_s = timeout_s
         self.reset_config(config)
 
     def reset_config(self, config: dict[str, Any]) -> bool:
@@ -107,7 +158,14 @@ class Trial(tune.Trainable):  # type: ignore[misc]  # Ray ships without types
         config = self.config
         graph = Architecture.from_dict(config["graph"])
         try:
-            outcome = evaluate(self.source, graph, config["seed"], config["steps"], is_timed=config["is_timed"])
+            outcome = evaluate(
+                self.source,
+                graph,
+                config["seed"],
+                config["steps"],
+                is_timed=config["is_timed"],
+                timeout_s=self.timeout_s,
+            )
         except UserError as error:
             return {"mistake": str(error), "reward": None, "done": True}
         end = outcome.cause or f"AP {outcome.ap:.4f}"
@@ -138,10 +196,22 @@ class PlanSearcher(Searcher):  # type: ignore[misc]
             return Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Of a trial with a result. Tune does not say here how one without came to that; see Deaths."""
+        if not error:
+            self._end(trial_id, lambda: outcome_of(result or {}))
+
+    def on_trial_death(self, trial_id: str, error: Exception | None) -> None:
+        self._end(trial_id, lambda: outcome_of_death(error))
+
+    def _end(self, trial_id: str, find: Callable[[], Outcome]) -> None:
         evaluation_id = self.evaluation_of.pop(trial_id)
         if self.error is None:
             try:
-                self._finish(evaluation_id, None if error else result)
+                outcome = find()
+                if outcome.cause is not None:
+                    shown = f"{outcome.cause}\n{outcome.detail}" if outcome.cause == Cause.ERROR else described(outcome)
+                    log.warning("an evaluation failed: %s", shown)
+                self.on_episodes(self.plan.finish(evaluation_id, outcome))
             except Exception as problem:
                 self.error = problem
 
@@ -155,21 +225,14 @@ class PlanSearcher(Searcher):  # type: ignore[misc]
         self.evaluation_of[trial_id] = job.evaluation_id
         graph = job.architecture.to_dict()
         seed, steps = job.measurement.seed, job.measurement.budget
-        return {"episode": job.episode, "graph": graph, "seed": seed, "steps": steps, "is_timed": job.is_timed}
-
-    def _finish(self, evaluation_id: int, result: dict[str, Any] | None) -> None:
-        if result is None:
-            outcome = Outcome(None, Cause.LOST, detail="the worker process died")
-        elif "mistake" in result:
-            raise UserError(result["mistake"])
-        else:
-            outcome = Outcome(*result["outcome"])
-            outcome = outcome._replace(cause=Cause(outcome.cause) if outcome.cause else None)
-        if outcome.cause == Cause.LOST:
-            log.warning("a worker died; its graph is tried again, unless that happens too often")
-        elif outcome.cause:
-            log.warning("an evaluation failed: %s\n%s", outcome.cause, outcome.detail)
-        self.on_episodes(self.plan.finish(evaluation_id, outcome))
+        return {
+            "episode": job.episode,
+            "graph": graph,
+            "seed": seed,
+            "steps": steps,
+            "is_timed": job.is_timed,
+            "is_alone": job.is_alone,
+        }
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its search algorithm to restore it; here the store remembers, so there is nothing to keep."""
@@ -180,6 +243,33 @@ class PlanSearcher(Searcher):  # type: ignore[misc]
 
     def restore(self, checkpoint_path: str) -> None:
         """See save."""
+
+
+class Deaths(tune.Callback):  # type: ignore[misc]
+    """Tells the searcher why trials ended without a result."""
+
+    def __init__(self, searcher: PlanSearcher) -> None:
+        self.searcher = searcher
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.searcher.on_trial_death(trial.trial_id, trial.get_pickled_error())
+
+
+def outcome_of(result: Mapping[str, Any]) -> Outcome:
+    """What a trial returned. Raises UserError for a mistake that is no graph's fault."""
+    if "mistake" in result:
+        raise UserError(result["mistake"])
+    outcome = Outcome(*result["outcome"])
+    return outcome._replace(cause=Cause(outcome.cause) if outcome.cause else None)
+
+
+def outcome_of_death(error: Exception | None) -> Outcome:
+    """Of a trial whose process ended, or raised what only a new process can mend. Ray ends the process that uses most
+    when its machine runs out of memory, and says so.
+    """
+    detail = str(error) if error is not None else "the worker process died"
+    is_memory = isinstance(error, OutOfMemoryError) or (isinstance(error, RayActorError) and "low on memory" in detail)
+    return Outcome(None, Cause.OOM if is_memory else Cause.LOST, detail=detail)
 
 
 @contextmanager
@@ -230,8 +320,8 @@ def _check_address(address: str | None) -> None:
 
 def run(plan: Plan, source: ProxySource, cluster: Cluster, on_episodes: OnEpisodes) -> None:
     """Run a plan until it is finished or gives up (see plan.stopped). Ray must be up."""
-    resources = {"cpu": 1, "gpu": cluster.gpus_per_trial}
-    trainable = tune.with_resources(tune.with_parameters(Trial, source=source), resources)
+    trial = tune.with_parameters(Trial, source=source, timeout_s=cluster.trial_timeout_s)
+    trainable = tune.with_resources(trial, cluster.resources)
     searcher = PlanSearcher(plan, on_episodes)
     if not cluster.verbose:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the searcher says what failed
@@ -248,6 +338,7 @@ def run(plan: Plan, source: ProxySource, cluster: Cluster, on_episodes: OnEpisod
             ),
             run_config=tune.RunConfig(
                 storage_path=scratch,
+                callbacks=[Deaths(searcher)],
                 verbose=2 if cluster.verbose else 0,
                 failure_config=tune.FailureConfig(max_failures=0),  # the schedule retries
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
@@ -256,6 +347,11 @@ def run(plan: Plan, source: ProxySource, cluster: Cluster, on_episodes: OnEpisod
         tuner.fit()
     if searcher.error is not None:
         raise searcher.error
+
+
+def first_line(error: Exception) -> str:
+    """Ray's errors are long."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _name(trial: Any) -> str:

@@ -1,6 +1,6 @@
 """One study under the schedule rule: which episode runs next, and what its end leads to. Knows nothing of Ray."""
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -8,12 +8,10 @@ from controller.controller import version_of, versions_kept
 from controller.policy import Proposal
 from controller.proposer import ProposerState, Rewarded
 from detector.architecture import Architecture
+from nas.attempts import Attempts, described
 from nas.budget import Budget
 from nas.space import NasFpnSpace
 from nas.store import Cause, Episode, Measurement, Outcome, Purpose, State, Store
-
-MAX_FAILURES = 5  # evaluations that fail one after the other before a search gives up
-MAX_ATTEMPTS = 3  # of an evaluation whose worker dies
 
 
 class Proposes(Protocol):
@@ -50,6 +48,7 @@ class Job(NamedTuple):
     architecture: Architecture
     measurement: Measurement
     is_timed: bool = False  # whether the pyramid's latency is measured, too
+    is_alone: bool = False  # with a whole GPU, though trials share one
 
 
 class Schedule:
@@ -78,6 +77,7 @@ class Schedule:
         seed: int,
         steps: int,
         rung_steps: int | None = None,
+        shares_gpu: bool = False,
     ) -> None:
         self.store = store
         self.study_id = study_id
@@ -92,8 +92,8 @@ class Schedule:
         self.rung = Measurement(Purpose.RUNG, seed, rung_steps) if rung_steps is not None else None
         self.stopped: str | None = None  # why the search gave up
         self.episodes = {episode.number: episode for episode in store.episodes(study_id)}
-        self._failures = 0
-        self._attempts: Counter[int] = Counter()  # of evaluations
+        has_succeeded = any(episode.state == State.DONE for episode in self.episodes.values())
+        self._attempts = Attempts(shares_gpu=shares_gpu, has_succeeded=has_succeeded)
         self._prior_failed = False
 
         stored = store.policies(study_id)
@@ -143,32 +143,30 @@ class Schedule:
 
     def _job(self, episode: Episode, architecture: Architecture) -> Job | None:
         """What is to be trained; None for a graph over the budget, which fails without."""
-        self._attempts[episode.evaluation_id] += 1
+        self._attempts.begin(episode.evaluation_id)
         excess = self.budget.excess(architecture)
         if excess is None:
             is_rung = self.rung is not None and episode.evaluation_id in self._rungs
             measurement = self.rung if self.rung is not None and is_rung else self.measurement
-            return Job(episode.number, episode.evaluation_id, architecture, measurement)
+            is_alone = self._attempts.is_alone(episode.evaluation_id)
+            return Job(episode.number, episode.evaluation_id, architecture, measurement, is_alone=is_alone)
         self.finish(episode.evaluation_id, Outcome(None, Cause.INVALID, detail=excess))
         return None
 
     def finish(self, evaluation_id: int, outcome: Outcome) -> list[Episode]:
-        """Record the end of a job; the episodes that it settled. A lost job is handed out again, MAX_ATTEMPTS times."""
-        attempts = self._attempts[evaluation_id]
-        if outcome.cause == Cause.LOST and attempts < MAX_ATTEMPTS:
+        """Record the end of a job, unless it is to be tried again; the episodes that it settled."""
+        if self._attempts.again(evaluation_id, outcome):
             running = [episode for episode in self.episodes.values() if episode.evaluation_id == evaluation_id]
             self._again.append(min(running))
             return []
-        outcome = outcome._replace(attempts=attempts)
+        outcome = outcome._replace(attempts=self._attempts.count(evaluation_id))
         settled = self.store.finish_evaluation(evaluation_id, outcome)
         if evaluation_id in self._rungs:
             self._rungs[evaluation_id] = outcome.ap
         self._dispatched.discard(evaluation_id)
         self.episodes.update({episode.number: episode for episode in settled})
-        self._failures = self._failures + 1 if outcome.cause else 0
-        if self._failures >= MAX_FAILURES:
-            self.stopped = f"the last {MAX_FAILURES} evaluations failed, the last one with {_shown(outcome)}"
-        self._check_prior(_shown(outcome))
+        self.stopped = self._attempts.give_up(outcome, "evaluations") or self.stopped
+        self._check_prior(described(outcome))
         self._advance()
         return settled
 
@@ -265,7 +263,3 @@ def _rewarded(batch: Sequence[Episode]) -> list[Rewarded]:
             is_measured = episode.state != State.PRUNED
             found.append(Rewarded(episode.decisions, episode.log_prob, reward, is_measured))
     return found
-
-
-def _shown(outcome: Outcome) -> str:
-    return f"{outcome.cause} ({outcome.detail.splitlines()[-1]})" if outcome.detail else str(outcome.cause)

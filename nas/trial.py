@@ -21,6 +21,7 @@ from nas.budget import Budget
 from nas.config import Config
 from nas.proxy import Proxy, choose_device, load_proxy
 from nas.store import Cause, Outcome
+from nas.time_limit import OutOfTimeError, time_limit
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +64,16 @@ def _loaded(source: ProxySource) -> Proxy:
 
 
 def evaluate(
-    source: ProxySource, architecture: Architecture, seed: int, steps: int, *, is_timed: bool = False
+    source: ProxySource,
+    architecture: Architecture,
+    seed: int,
+    steps: int,
+    *,
+    is_timed: bool = False,
+    timeout_s: float | None = None,
 ) -> Outcome:
     """Train and judge a graph. A failure is an outcome with its cause. is_timed: measure the pyramid's latency, too.
+    timeout_s: how long the trial may take, loading aside.
 
     Raises UserError for a mistake that would fail every graph (it is no graph's fault), and torch.AcceleratorError
     when the device is in a state that only a new process can mend. The time is that of the trial, loading aside.
@@ -75,10 +83,14 @@ def evaluate(
     try:
         proxy = _loaded(source)
         start = time.monotonic()
-        ap = proxy.evaluate(architecture, seed, steps)
+        with time_limit(timeout_s):
+            ap = proxy.evaluate(architecture, seed, steps)
         seconds = time.monotonic() - start
     except (UserError, torch.AcceleratorError):
         raise
+    except OutOfTimeError:
+        detail = f"{traceback.format_exc()}it took longer than --trial-timeout {timeout_s:g} s"
+        return Outcome(None, Cause.TIMEOUT, time.monotonic() - start, worker, detail=detail)
     except Exception as error:
         return Outcome(None, cause_of(error), time.monotonic() - start, worker, detail=traceback.format_exc())
     return Outcome(ap, None, seconds, worker, latency_ms=_latency_ms(source, architecture) if is_timed else None)
@@ -96,6 +108,7 @@ def _latency_ms(source: ProxySource, architecture: Architecture) -> float | None
 def cause_of(error: Exception) -> Cause:
     if isinstance(error, NonFiniteLossError):
         return Cause.NAN
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    # PyTorch's allocator for the CPU has no exception of its own.
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return Cause.OOM
     return Cause.ERROR

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nas.attempts import MAX_FAILURES
 from nas.budget import Budget
 from nas.confirm import Confirmation, runs_each
 from nas.results import by_reward, prior_episode, verdicts
 from nas.store import Cause, Outcome, Purpose, State, Store
-from nas.study import MAX_FAILURES, Job
+from nas.study import Job
 from tests.nas.fakes import BUDGET, reward_of, run, schedule
 
 RUNS = 60

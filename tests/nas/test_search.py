@@ -146,12 +146,65 @@ def wait_for(folder: Path, settled: int) -> None:
 
 
 def kill_a_worker(driver: subprocess.Popen) -> None:
-    """One of the processes that run trials, as soon as there is one."""
+    """One of the processes that run trials."""
+    kill_child(driver, "ray::ResourceTrainable")
+
+
+def kill_child(driver: subprocess.Popen, name: str) -> None:
+    """A process that the driver started, as soon as there is one of this name."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and driver.poll() is None:
         for process in psutil.Process(driver.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):  # it ended meanwhile
-                if "ray::ResourceTrainable" in " ".join(process.cmdline()):
+                if name in " ".join(process.cmdline()):
                     process.kill()
                     return
-    pytest.fail("no worker found")
+    pytest.fail(f"no {name} found")
+
+
+def stopped(process: subprocess.Popen, folder: Path) -> str:
+    """The last line of a search that gives up."""
+    assert process.wait(timeout=180) == 1, (folder / "log").read_text()
+    return (folder / "log").read_text().splitlines()[-1]
+
+
+def test_trials_that_take_too_long_are_timeouts(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    last = stopped(start(folder, "--episodes", "4", "--workers", "1", "--trial-timeout", "0.001"), folder)
+    assert "episode 0, the prior, failed with timeout (it took longer than --trial-timeout 0.001 s)" in last
+
+
+def test_an_actor_that_ray_ends_for_want_of_memory_is_oom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own monitor ends it, with a threshold that the machine is above already."""
+    monkeypatch.setenv("RAY_memory_usage_threshold", "0.01")
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "50")
+    script = """
+import time
+import ray
+from nas.search import outcome_of_death
+
+@ray.remote
+class Busy:
+    def work(self):
+        time.sleep(60)
+
+ray.init(num_cpus=1, include_dashboard=False)
+try:
+    ray.get(Busy.remote().work.remote())
+except Exception as error:
+    outcome = outcome_of_death(error)
+    print("ended with", outcome.cause, "memory" in outcome.detail)
+"""
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=180)
+    assert "ended with oom True" in process.stdout, process.stdout + process.stderr
+
+
+def test_a_controller_that_dies_is_replaced_and_the_table_is_the_same(tmp_path: Path, whole: list[tuple]) -> None:
+    folder = tmp_path / "run"
+    process = start(folder, "--episodes", "14", "--workers", "2")
+    for settled in (1, 5, 9):
+        wait_for(folder, settled)
+        kill_child(process, "ControllerActor")
+    log = finish(process, folder)
+    assert log.count("the controller's process died") == 3
+    assert table(folder) == whole

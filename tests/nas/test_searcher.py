@@ -45,6 +45,7 @@ def test_a_graph_whose_workers_die_is_tried_again_then_lost_and_no_reward(search
     for trial in ("b", "c", "d"):
         assert searcher.plan.store.episodes(1)[1].state == State.RUNNING
         searcher.on_trial_complete(trial, None, error=True)
+        searcher.on_trial_death(trial, None)
         if trial != "d":
             assert searcher.suggest(chr(ord(trial) + 1)) == lost
     first, second = searcher.plan.store.episodes(1)[:2]
@@ -57,6 +58,7 @@ def test_the_last_episode_may_be_lost_and_is_tried_again(tmp_path: Path) -> None
     searcher.suggest("a")
     assert searcher.suggest("b") is None
     searcher.on_trial_complete("a", None, error=True)
+    searcher.on_trial_death("a", None)
     assert isinstance(searcher.suggest("b"), dict)
     searcher.on_trial_complete("b", done(0.5))
     assert searcher.suggest("c") == Searcher.FINISHED
