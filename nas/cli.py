@@ -15,7 +15,7 @@ import torch
 from detector.architecture import Architecture
 from detector.backbone import named_weights
 from detector.coco import CocoData, load_split
-from detector.command import FAILED, Parser, count, guarded
+from detector.command import FAILED, INTERRUPTED, Parser, count, guarded
 from detector.config import load_config, presets
 from detector.errors import UserError
 from detector.progress import Progress
@@ -23,6 +23,7 @@ from nas.algorithms import make_controller
 from nas.budget import Budget
 from nas.config import Config
 from nas.confirm import RUNS_A_CANDIDATE, Confirmation
+from nas.control import Controlled
 from nas.lock import study_lock
 from nas.preparation import VERSION as PROXY_VERSION
 from nas.proxy import choose_device, prepare_proxy
@@ -213,6 +214,7 @@ def _run(
             controller = RemoteController(args.study, make, config.search.lag)
             store = Store(args.database)
             study_id = store.open_study(study)
+            store.set_target(study_id, args.episodes)
             schedule = Schedule(
                 store,
                 study_id,
@@ -236,15 +238,21 @@ def _run(
                 progress(f"searching{best}", schedule.settled, schedule.total)
 
             on_episodes([])
-            run(schedule, source, cluster, on_episodes)
-            stopped = schedule.stopped
-            if stopped is None:
+            plan = Controlled(schedule, store, study_id)
+            plan.listen()  # to what was asked before
+            run(plan, source, cluster, on_episodes)
+            stopped = plan.stopped
+            if stopped is None and plan.ending is None:
                 shares_gpu = cluster.shares_gpu
                 confirmation = _confirmation(args, store, study_id, budget, config, shares_gpu=shares_gpu)
                 report = partial(_report_confirmation, progress, confirmation)
                 report([])
-                run(confirmation, source, cluster, report)
-                stopped = confirmation.stopped
+                plan = Controlled(confirmation, store, study_id)
+                run(plan, source, cluster, report)
+                stopped = plan.stopped
+    if plan.ending is not None:
+        print("nas-search: stopped on request; the same command continues", file=sys.stderr)
+        return INTERRUPTED
     if stopped is not None:
         print(f"nas-search: stopped: {stopped}", file=sys.stderr)
         return FAILED

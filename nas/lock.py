@@ -44,6 +44,19 @@ def study_lock(database: str, study: str) -> Iterator[None]:
             return
 
 
+def holder_of(database: str, study: str) -> str | None:
+    """Who searches the study, as far as can be seen from this machine; None if nobody does."""
+    try:
+        with open(_lock_path(database, study), encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read().strip() or "another process"
+    except OSError:
+        pass  # no such file, or one that may not be read
+    return None
+
+
 def _is_at(path: Path, file: TextIO) -> bool:
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))

@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,14 +23,15 @@ from detector.architecture import Architecture
 from detector.command import TERMINATED, exit_on_sigterm
 from detector.errors import UserError
 from nas.attempts import described
-from nas.store import Cause, Episode, Outcome
-from nas.study import Plan
+from nas.control import Controlled
+from nas.store import Action, Cause, Episode, Outcome
 from nas.trial import ProxySource, evaluate
 
 log = logging.getLogger(__name__)
 
 NAMESPACE = "nas"
 CONNECT_TIMEOUT_S = 10.0
+LISTEN_EVERY_S = 0.5
 MAX_DEATHS = 3  # of the controller's process, in one run of a search
 OnEpisodes = Callable[[list[Episode]], None]
 
@@ -179,7 +181,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc]
     Tune would take an error of ours for one of the trial's and go on, so the first one is kept and ends the search.
     """
 
-    def __init__(self, plan: Plan, on_episodes: OnEpisodes) -> None:
+    def __init__(self, plan: Controlled, on_episodes: OnEpisodes) -> None:
         super().__init__(metric="reward", mode="max")
         self.plan = plan
         self.on_episodes = on_episodes
@@ -196,9 +198,19 @@ class PlanSearcher(Searcher):  # type: ignore[misc]
             return Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Of a trial with a result. Tune does not say here how one without came to that; see Deaths."""
-        if not error:
-            self._end(trial_id, lambda: outcome_of(result or {}))
+        """Of a trial with a result. Tune does not say here how one without came to that; see Watch."""
+        if result and not error:  # a trial that was ended at once has none
+            self._end(trial_id, lambda: outcome_of(result))
+
+    def listen(self) -> None:
+        if self.error is None:
+            try:
+                before = self.plan.settled
+                self.plan.listen()
+                if self.plan.settled > before:
+                    self.on_episodes([])
+            except Exception as problem:
+                self.error = problem
 
     def on_trial_death(self, trial_id: str, error: Exception | None) -> None:
         self._end(trial_id, lambda: outcome_of_death(error))
@@ -245,14 +257,34 @@ class PlanSearcher(Searcher):  # type: ignore[misc]
         """See save."""
 
 
-class Deaths(tune.Callback):  # type: ignore[misc]
-    """Tells the searcher why trials ended without a result."""
+class Watch(tune.Callback):  # type: ignore[misc]
+    """Lets the plan listen to requests, and tells the searcher why trials ended without a result."""
+
+    def __init__(self, searcher: PlanSearcher) -> None:
+        self.searcher = searcher
+        self.listened = 0.0
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Several times a second."""
+        if time.monotonic() - self.listened >= LISTEN_EVERY_S:
+            self.searcher.listen()
+            self.listened = time.monotonic()
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.searcher.on_trial_death(trial.trial_id, trial.get_pickled_error())
+
+
+class AtOnce(tune.Stopper):  # type: ignore[misc]
+    """Ends trials that run, when nobody is to wait for them."""
 
     def __init__(self, searcher: PlanSearcher) -> None:
         self.searcher = searcher
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.searcher.on_trial_death(trial.trial_id, trial.get_pickled_error())
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.searcher.error is not None or self.searcher.plan.ending == Action.STOP_NOW
 
 
 def outcome_of(result: Mapping[str, Any]) -> Outcome:
@@ -318,8 +350,8 @@ def _check_address(address: str | None) -> None:
         raise UserError(f"--address {address}: no Ray cluster can be joined there ({error})") from error
 
 
-def run(plan: Plan, source: ProxySource, cluster: Cluster, on_episodes: OnEpisodes) -> None:
-    """Run a plan until it is finished or gives up (see plan.stopped). Ray must be up."""
+def run(plan: Controlled, source: ProxySource, cluster: Cluster, on_episodes: OnEpisodes) -> None:
+    """Run a plan until it is finished, gives up (see plan.stopped) or is ended (plan.ending). Ray must be up."""
     trial = tune.with_parameters(Trial, source=source, timeout_s=cluster.trial_timeout_s)
     trainable = tune.with_resources(trial, cluster.resources)
     searcher = PlanSearcher(plan, on_episodes)
@@ -338,7 +370,8 @@ def run(plan: Plan, source: ProxySource, cluster: Cluster, on_episodes: OnEpisod
             ),
             run_config=tune.RunConfig(
                 storage_path=scratch,
-                callbacks=[Deaths(searcher)],
+                callbacks=[Watch(searcher)],
+                stop=AtOnce(searcher),
                 verbose=2 if cluster.verbose else 0,
                 failure_config=tune.FailureConfig(max_failures=0),  # the schedule retries
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),

@@ -34,7 +34,7 @@ from detector.architecture import Architecture
 from detector.cost import Cost
 from detector.errors import UserError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 BUSY_TIMEOUT_S = 30.0
 CREATE_ATTEMPTS = 10
 
@@ -58,6 +58,7 @@ class Cause(StrEnum):
     TIMEOUT = "timeout"
     LOST = "lost"
     ERROR = "error"
+    SKIPPED = "skipped"  # at a user's request
 
 
 class Base(DeclarativeBase):
@@ -78,7 +79,8 @@ class StudyRow(Base):
     config: Mapped[dict[str, Any]] = mapped_column(JSON)
     seed: Mapped[int]
     data_hash: Mapped[str]
-    created: Mapped[datetime]
+    created: Mapped[datetime]  # this and all other times: UTC
+    target: Mapped[int] = mapped_column(default=0)  # episodes that were last asked for
 
 
 class ArchitectureRow(Base):
@@ -109,6 +111,7 @@ class EvaluationRow(Base):
     seconds: Mapped[float | None]
     latency_ms: Mapped[float | None]  # of the pyramid, one image; measured where graphs are confirmed
     worker: Mapped[str | None]
+    ended: Mapped[datetime | None]
     attempts: Mapped[int] = mapped_column(default=1)
     detail: Mapped[str | None]  # of a failure: what was raised, and where
 
@@ -145,15 +148,35 @@ class PolicyRow(Base):
 
 
 class RequestRow(Base):
-    """What another process asks of the driver (pause, extend, stop one trial)."""
+    """What another process asks of the driver."""
 
     __tablename__ = "request"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     study_id: Mapped[int] = mapped_column(ForeignKey("study.id"))
     action: Mapped[str]
-    argument: Mapped[str | None]
-    done: Mapped[bool] = mapped_column(default=False)
+    episode: Mapped[int | None]
+    created: Mapped[datetime]
+    answer: Mapped[str | None]  # what came of it; None until the driver has seen it
+
+
+class Action(StrEnum):
+    """What can be asked of a search that runs."""
+
+    STOP = "stop"  # once the trials that run have ended
+    STOP_NOW = "stop now"
+    PAUSE = "pause"
+    CONTINUE = "continue"
+    SKIP = "skip"  # an episode: it fails, and what its trial gives is dropped
+    RETRY = "retry"  # an episode that failed
+
+
+class Request(NamedTuple):
+    """As stored. episode: of SKIP and RETRY."""
+
+    id: int
+    action: Action
+    episode: int | None
 
 
 class Study(NamedTuple):
@@ -207,6 +230,9 @@ class Evaluation(NamedTuple):
     cause: Cause | None
     ap: float | None
     latency_ms: float | None
+    seconds: float | None = None
+    ended: datetime | None = None
+    detail: str | None = None
 
 
 class Outcome(NamedTuple):
@@ -314,6 +340,15 @@ class Store:
             session.flush()
             return row.id
 
+    def set_target(self, study_id: int, episodes: int) -> None:
+        """How many episodes a search is to have, for those who look on."""
+        with self._begin() as session:
+            session.execute(update(StudyRow).where(StudyRow.id == study_id).values(target=episodes))
+
+    def target(self, study_id: int) -> int:
+        with self._begin() as session:
+            return session.get_one(StudyRow, study_id).target
+
     def find_study(self, name: str) -> tuple[int, Study]:
         """Raises UserError naming the studies there are."""
         with self._begin() as session:
@@ -396,7 +431,7 @@ class Store:
         with self._begin() as session:
             row = self._evaluation(session, study_id, graph_hash, measurement, cost, factor)
             if row.state == State.FAILED:
-                row.state, row.cause, row.detail = State.RUNNING, None, None
+                _start_anew(row)
             return _as_evaluation(row)
 
     def evaluations(self, study_id: int, purpose: Purpose) -> list[Evaluation]:
@@ -435,7 +470,7 @@ class Store:
         finished = (
             update(EvaluationRow)
             .where(EvaluationRow.id == evaluation_id, EvaluationRow.state == State.RUNNING)
-            .values(state=state, **outcome._asdict())
+            .values(state=state, ended=datetime.now(UTC), **outcome._asdict())
             .returning(EvaluationRow.factor, EvaluationRow.purpose)
         )
         waiting = (
@@ -456,12 +491,69 @@ class Store:
             session.flush()
             return [_episode(row) for row in rows]
 
+    def retry(self, study_id: int, number: int) -> list[Episode]:
+        """Let a failed episode run again, with all that failed with its graph; these, by number. The caller sees to it
+        that no policy has learned from their batches.
+        """
+        with self._begin() as session:
+            of_number = EpisodeRow.study_id == study_id, EpisodeRow.number == number
+            episode = session.scalars(select(EpisodeRow).where(*of_number)).one()
+            evaluation = session.get_one(EvaluationRow, episode.evaluation_id)
+            if evaluation.state != State.FAILED:
+                raise RuntimeError(f"episode {number} has not failed")
+            _start_anew(evaluation)
+            failed = EpisodeRow.evaluation_id == evaluation.id, EpisodeRow.state == State.FAILED
+            rows = session.scalars(select(EpisodeRow).where(*failed).order_by(EpisodeRow.number)).all()
+            for row in rows:
+                row.state, row.cause = State.RUNNING, None
+            session.flush()
+            return [_episode(row) for row in rows]
+
+    def ask(self, study_id: int, action: Action, episode: int | None = None) -> int:
+        """Leave a request for whoever searches the study; its id."""
+        with self._begin() as session:
+            row = RequestRow(study_id=study_id, action=action, episode=episode, created=datetime.now(UTC))
+            session.add(row)
+            session.flush()
+            return row.id
+
+    def requests(self, study_id: int) -> list[Request]:
+        """Those without an answer, oldest first."""
+        open_ones = RequestRow.study_id == study_id, RequestRow.answer.is_(None)
+        with self._begin() as session:
+            rows = session.scalars(select(RequestRow).where(*open_ones).order_by(RequestRow.id))
+            return [Request(row.id, Action(row.action), row.episode) for row in rows]
+
+    def answer(self, request_id: int, answer: str) -> None:
+        """Close a request."""
+        with self._begin() as session:
+            session.execute(update(RequestRow).where(RequestRow.id == request_id).values(answer=answer))
+
+    def answer_of(self, request_id: int) -> str | None:
+        with self._begin() as session:
+            return session.get_one(RequestRow, request_id).answer
+
+    def withdraw(self, request_id: int) -> str | None:
+        """Take a request back, unless it has an answer, which is returned."""
+        with self._begin() as session:
+            row = session.get_one(RequestRow, request_id, with_for_update=True)
+            if row.answer is None:
+                session.delete(row)
+            return row.answer
+
     def save_policy(self, study_id: int, version: int, policy: ProposerState, keep: int) -> None:
         """Add a version, and drop the weights of all but the newest `keep`; their figures stay."""
         old = PolicyRow.study_id == study_id, PolicyRow.version <= version - keep
         with self._begin() as session:
             session.add(PolicyRow(study_id=study_id, version=version, **policy._asdict()))
             session.execute(update(PolicyRow).where(*old).values(weights=None, optimizer=None))
+
+    def policy_figures(self, study_id: int) -> tuple[int, float | None]:
+        """The newest version (0 before the first update) and its entropy."""
+        query = select(PolicyRow.version, PolicyRow.entropy).where(PolicyRow.study_id == study_id)
+        with self._begin() as session:
+            newest = session.execute(query.order_by(PolicyRow.version.desc()).limit(1)).one_or_none()
+            return (0, None) if newest is None else (newest.version, newest.entropy)
 
     def policies(self, study_id: int) -> dict[int, ProposerState]:
         """The versions whose weights are kept."""
@@ -491,6 +583,10 @@ def _wait_for(episode: EpisodeRow, evaluation: EvaluationRow) -> None:
     episode.reward = _reward(evaluation.ap, evaluation.factor) if is_rewarded else None
 
 
+def _start_anew(evaluation: EvaluationRow) -> None:
+    evaluation.state, evaluation.cause, evaluation.detail, evaluation.ended = State.RUNNING, None, None, None
+
+
 def _as_evaluation(row: EvaluationRow) -> Evaluation:
     return Evaluation(
         row.id,
@@ -502,6 +598,9 @@ def _as_evaluation(row: EvaluationRow) -> Evaluation:
         Cause(row.cause) if row.cause else None,
         row.ap,
         row.latency_ms,
+        row.seconds,
+        row.ended,
+        row.detail,
     )
 
 

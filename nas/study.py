@@ -8,6 +8,7 @@ from controller.controller import version_of, versions_kept
 from controller.policy import Proposal
 from controller.proposer import ProposerState, Rewarded
 from detector.architecture import Architecture
+from detector.errors import UserError
 from nas.attempts import Attempts, described
 from nas.budget import Budget
 from nas.space import NasFpnSpace
@@ -95,6 +96,7 @@ class Schedule:
         has_succeeded = any(episode.state == State.DONE for episode in self.episodes.values())
         self._attempts = Attempts(shares_gpu=shares_gpu, has_succeeded=has_succeeded)
         self._prior_failed = False
+        self._skipped: set[int] = set()  # evaluations whose trials still run, for nothing
 
         stored = store.policies(study_id)
         controller.restore(stored)
@@ -155,6 +157,9 @@ class Schedule:
 
     def finish(self, evaluation_id: int, outcome: Outcome) -> list[Episode]:
         """Record the end of a job, unless it is to be tried again; the episodes that it settled."""
+        if evaluation_id in self._skipped:
+            self._skipped.remove(evaluation_id)
+            return []
         if self._attempts.again(evaluation_id, outcome):
             running = [episode for episode in self.episodes.values() if episode.evaluation_id == evaluation_id]
             self._again.append(min(running))
@@ -169,6 +174,45 @@ class Schedule:
         self._check_prior(described(outcome))
         self._advance()
         return settled
+
+    def skip(self, number: int) -> str:
+        """Let a running episode fail at once, and drop what its trial gives; what was done. Raises UserError."""
+        episode = self.episodes.get(number)
+        if episode is None or episode.state != State.RUNNING:
+            raise UserError(f"episode {number} is {'not there yet' if episode is None else episode.state}, not running")
+        if number == 0 and self.prior is not None:
+            raise UserError("episode 0 is the prior: the search needs its reward")
+        evaluation_id = episode.evaluation_id
+        if evaluation_id in self._dispatched and all(e.evaluation_id != evaluation_id for e in self._again):
+            self._skipped.add(evaluation_id)
+        self._again = deque(e for e in self._again if e.evaluation_id != evaluation_id)
+        self._dispatched.discard(evaluation_id)
+        outcome = Outcome(None, Cause.SKIPPED, attempts=self._attempts.count(evaluation_id))
+        settled = self.store.finish_evaluation(evaluation_id, outcome)
+        self.episodes.update({episode.number: episode for episode in settled})
+        self._advance()
+        return f"skipped episode {', '.join(str(episode.number) for episode in settled)}; its trial runs on for nothing"
+
+    def retry(self, number: int) -> str:
+        """Let a failed episode run again; what was done. Raises UserError if the policy has learned without it."""
+        episode = self.episodes.get(number)
+        if episode is None or episode.state != State.FAILED:
+            raise UserError(f"episode {number} is {'not there yet' if episode is None else episode.state}, not failed")
+        same = [e for e in self.episodes.values() if e.evaluation_id == episode.evaluation_id]
+        used = [e.number for e in same if e.number < self.version * self.batch and e.state == State.FAILED]
+        if used:
+            raise UserError(f"the policy has learned from the batch of episode {used[0]} already, without it")
+        if episode.evaluation_id in self._skipped:
+            raise UserError(
+                f"the trial of episode {number}, which was skipped, still runs; ask again once it has ended"
+            )
+        again = self.store.retry(self.study_id, number)
+        self.episodes.update({episode.number: episode for episode in again})
+        self._dispatched.add(episode.evaluation_id)
+        self._again.append(again[0])
+        if self._prior_failed and again[0].number == 0:
+            self._prior_failed, self.stopped = False, None
+        return f"episode {', '.join(str(episode.number) for episode in again)} is tried again"
 
     def _propose(self, number: int) -> tuple[Episode, Architecture]:
         if number == 0 and self.prior is not None:

@@ -208,3 +208,36 @@ def test_a_controller_that_dies_is_replaced_and_the_table_is_the_same(tmp_path: 
     log = finish(process, folder)
     assert log.count("the controller's process died") == 3
     assert table(folder) == whole
+
+
+def asked(folder: Path, command: str, *arguments: str) -> str:
+    script = f"import sys; from nas.ask import {command}; sys.exit({command}())"
+    call = [sys.executable, "-c", script, *arguments]
+    process = subprocess.run(call, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def test_a_search_that_is_paused_stopped_and_ended_at_once_gives_the_same_table(
+    tmp_path: Path, whole: list[tuple]
+) -> None:
+    folder = tmp_path / "run"
+    process = start(folder, "--episodes", "14", "--workers", "2")
+    wait_for(folder, 1)
+    assert "paused" in asked(folder, "control", "pause")
+    time.sleep(5)
+    settled = sum(row[5] != "running" for row in table(folder))
+    time.sleep(3)
+    assert sum(row[5] != "running" for row in table(folder)) == settled < 14
+    assert "goes on" in asked(folder, "control", "continue")
+    wait_for(folder, settled + 1)
+    assert "stops once" in asked(folder, "stop")
+    assert process.wait(timeout=60) == 130
+    assert (folder / "log").read_text().endswith("nas-search: stopped on request; the same command continues\n")
+    assert not any(row[5] == "running" for row in table(folder))
+    process = start(folder, "--episodes", "14", "--workers", "2")
+    wait_for(folder, settled + 2)
+    assert "stops;" in asked(folder, "stop", "--now")
+    assert process.wait(timeout=60) == 130
+    finish(start(folder, "--episodes", "14", "--workers", "2"), folder)
+    assert table(folder) == whole

@@ -1,0 +1,77 @@
+"""nas-stop and nas-control: what is asked of a search while it runs."""
+
+import argparse
+import time
+from collections.abc import Sequence
+
+from detector.command import Parser, count, guarded
+from detector.errors import UserError
+from nas.control import REFUSED
+from nas.store import Action, State, Store
+from nas.study_options import study_options, with_store_errors
+
+ANSWER_WITHIN_S = 20.0
+LOOK_EVERY_S = 0.2
+
+
+def stop(argv: Sequence[str] | None = None) -> int:
+    """Entry point of nas-stop."""
+    parser = Parser("nas-stop", "End a search that runs; the same nas-search command continues it.")
+    study_options(parser)
+    parser.add_argument("--now", action="store_true", help="end its trials, too; they run again later")
+    return guarded("nas-stop", lambda: with_store_errors("nas-stop", _stop, parser.parse_args(argv)))
+
+
+def control(argv: Sequence[str] | None = None) -> int:
+    """Entry point of nas-control."""
+    parser = Parser("nas-control", "Pause a search that runs, continue it, skip an episode or try one again.")
+    study_options(parser)
+    parser.add_argument("action", choices=["pause", "continue", "skip", "retry"], help="skip and retry name an episode")
+    parser.add_argument("episode", type=count(0), nargs="?", metavar="N", help="its number")
+    return guarded("nas-control", lambda: with_store_errors("nas-control", _control, parser.parse_args(argv)))
+
+
+def _stop(args: argparse.Namespace) -> int:
+    return _ask(args, Action.STOP_NOW if args.now else Action.STOP, None)
+
+
+def _control(args: argparse.Namespace) -> int:
+    action = Action(args.action)
+    if (args.episode is None) == (action in (Action.SKIP, Action.RETRY)):
+        example = f"nas-control {action} 12" if args.episode is None else f"nas-control {action}"
+        raise UserError(f"{action} {'needs an' if args.episode is None else 'takes no'} episode: {example}")
+    return _ask(args, action, args.episode)
+
+
+def _ask(args: argparse.Namespace, action: Action, episode: int | None) -> int:
+    """Leave the request, and wait for the answer of the search. A retry may wait for the next one."""
+    Store(args.database, read_only=True).close()  # says so if there is nothing there, and makes no file
+    store = Store(args.database)
+    study_id, _ = store.find_study(args.study)
+    if action == Action.RETRY:
+        _check_failed(store, study_id, episode)
+    request = store.ask(study_id, action, episode)
+    answer = None
+    until = time.monotonic() + ANSWER_WITHIN_S
+    while answer is None and time.monotonic() < until:
+        time.sleep(LOOK_EVERY_S)
+        answer = store.answer_of(request)
+    if answer is None and action == Action.RETRY:
+        print(f"study {args.study!r} is not being searched; the next nas-search tries episode {episode} again")
+        return 0
+    if answer is None:
+        answer = store.withdraw(request)
+    if answer is None:
+        raise UserError(
+            f"study {args.study!r}: no search answered within {ANSWER_WITHIN_S:.0f} s; none runs, or it is preparing"
+        )
+    if answer.startswith(REFUSED):
+        raise UserError(f"study {args.study!r}: {answer.removeprefix(REFUSED)}")
+    print(f"study {args.study!r} {answer}")
+    return 0
+
+
+def _check_failed(store: Store, study_id: int, number: int | None) -> None:
+    states = {episode.number: episode.state for episode in store.episodes(study_id)}
+    if states.get(number if number is not None else -1) != State.FAILED:
+        raise UserError(f"episode {number} is {states.get(number or 0, 'not there yet')}, not failed")
