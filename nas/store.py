@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     ForeignKey,
     LargeBinary,
     UniqueConstraint,
@@ -77,9 +78,9 @@ class StudyRow(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
     config: Mapped[dict[str, Any]] = mapped_column(JSON)
-    seed: Mapped[int]
+    seed: Mapped[int] = mapped_column(BigInteger)
     data_hash: Mapped[str]
-    created: Mapped[datetime]  # this and all other times: UTC
+    created: Mapped[datetime]  # this and all other times: see _now
     target: Mapped[int] = mapped_column(default=0)  # episodes that were last asked for
 
 
@@ -100,10 +101,10 @@ class EvaluationRow(Base):
     study_id: Mapped[int] = mapped_column(ForeignKey("study.id"))
     architecture_hash: Mapped[str] = mapped_column(ForeignKey("architecture.hash"))
     purpose: Mapped[str]
-    seed: Mapped[int]
+    seed: Mapped[int] = mapped_column(BigInteger)
     budget: Mapped[int]  # training steps
     gflops: Mapped[float]
-    params: Mapped[int]
+    params: Mapped[int] = mapped_column(BigInteger)
     factor: Mapped[float]  # a reward is AP times this
     state: Mapped[str]
     cause: Mapped[str | None]
@@ -335,7 +336,7 @@ class Store:
         if known is not None:
             return known
         with self._begin() as session:
-            row = StudyRow(**study._asdict(), created=datetime.now(UTC))
+            row = StudyRow(**study._asdict(), created=_now())
             session.add(row)
             session.flush()
             return row.id
@@ -470,7 +471,7 @@ class Store:
         finished = (
             update(EvaluationRow)
             .where(EvaluationRow.id == evaluation_id, EvaluationRow.state == State.RUNNING)
-            .values(state=state, ended=datetime.now(UTC), **outcome._asdict())
+            .values(state=state, ended=_now(), **outcome._asdict())
             .returning(EvaluationRow.factor, EvaluationRow.purpose)
         )
         waiting = (
@@ -512,7 +513,7 @@ class Store:
     def ask(self, study_id: int, action: Action, episode: int | None = None) -> int:
         """Leave a request for whoever searches the study; its id."""
         with self._begin() as session:
-            row = RequestRow(study_id=study_id, action=action, episode=episode, created=datetime.now(UTC))
+            row = RequestRow(study_id=study_id, action=action, episode=episode, created=_now())
             session.add(row)
             session.flush()
             return row.id
@@ -583,6 +584,11 @@ def _wait_for(episode: EpisodeRow, evaluation: EvaluationRow) -> None:
     episode.reward = _reward(evaluation.ap, evaluation.factor) if is_rewarded else None
 
 
+def _now() -> datetime:
+    """In UTC, and without saying so: databases differ in what they make of time zones."""
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
 def _start_anew(evaluation: EvaluationRow) -> None:
     evaluation.state, evaluation.cause, evaluation.detail, evaluation.ended = State.RUNNING, None, None, None
 
@@ -623,7 +629,8 @@ def _engine(database: str, read_only: bool) -> Engine:
     path = sqlite_path(database)
     if path is None:
         try:
-            return create_engine(url)
+            readers = {"postgresql_readonly": True} if read_only and url.get_backend_name() == "postgresql" else {}
+            return create_engine(url, execution_options=readers, pool_pre_ping=True)
         except (NoSuchModuleError, ModuleNotFoundError, ArgumentError) as error:
             raise UserError(f"--database {shown(database)}: no driver for this kind of database ({error})") from error
     if read_only and not path.is_file():

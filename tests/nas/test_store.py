@@ -1,14 +1,17 @@
 import sqlite3
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.exc import SQLAlchemyError
 
 from controller.proposer import ProposerState
 from detector.architecture import PRIORS
 from detector.errors import UserError
-from nas.store import Outcome, State, Store, Study
+from nas.store import Action, Cause, Measurement, Outcome, Purpose, State, Store, Study, database_url
 from tests.nas.fakes import COST, MEASUREMENT
 
 STUDY = Study("default", {"search": {"lag": 1}, "data": {"source": "shapes"}}, 0, "abc")
@@ -16,22 +19,33 @@ STATE = ProposerState(b"weights", b"optimizer", 0.5, 1.2, [[0.25, 0.75]])
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "nas.db"))
+def store(database: str) -> Iterator[Store]:
+    opened = Store(database)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def other(database: str) -> Iterator[Engine]:
+    """Another program's connection to the store's database."""
+    engine = create_engine(database_url(database))
+    yield engine
+    engine.dispose()
 
 
 def start(store: Store, number: int, name: str = "nas-fpn"):
     return store.start_episode(1, number, PRIORS[name], [1, 2], -3.5, 0, MEASUREMENT, COST)
 
 
-def test_commits_are_visible_to_a_second_connection(store: Store, tmp_path: Path) -> None:
+def test_commits_are_visible_to_a_second_connection(store: Store, other: Engine) -> None:
     store.open_study(STUDY)
     evaluation = start(store, 0).evaluation_id
     store.finish_evaluation(evaluation, Outcome(0.25, None, 1.5, "host:1"))
-    with create_engine(f"sqlite:///{tmp_path / 'nas.db'}").connect() as other:
-        row = other.execute(text("SELECT state, reward FROM episode")).one()
+    with other.connect() as connection:
+        row = connection.execute(text("SELECT state, reward FROM episode")).one()
         assert tuple(row) == ("done", 0.25)
-        assert other.execute(text("PRAGMA journal_mode")).scalar() == "wal"
+        if other.dialect.name == "sqlite":
+            assert connection.execute(text("PRAGMA journal_mode")).scalar() == "wal"
 
 
 def test_graph_and_episode_round_trip(store: Store) -> None:
@@ -67,14 +81,14 @@ def test_studies_do_not_share_rewards(store: Store) -> None:
     assert episode.state == State.RUNNING
 
 
-def test_only_the_newest_policies_keep_their_weights(store: Store, tmp_path: Path) -> None:
+def test_only_the_newest_policies_keep_their_weights(store: Store, other: Engine) -> None:
     store.open_study(STUDY)
     for version in range(1, 6):
         store.save_policy(1, version, STATE, keep=3)
     assert list(store.policies(1)) == [3, 4, 5]
     assert store.policies(1)[5] == STATE
-    with sqlite3.connect(tmp_path / "nas.db") as other:
-        assert other.execute("SELECT count(*) FROM policy WHERE baseline = 0.5").fetchone() == (5,)
+    with other.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM policy WHERE baseline = 0.5")).scalar() == 5
 
 
 def test_the_same_study_opens_again_and_another_is_refused_with_the_difference(store: Store) -> None:
@@ -88,19 +102,23 @@ def test_the_same_study_opens_again_and_another_is_refused_with_the_difference(s
             store.open_study(STUDY._replace(**change))
 
 
-def test_unknown_study_names_those_there_are(store: Store, tmp_path: Path) -> None:
+def test_unknown_study_names_those_there_are(store: Store) -> None:
     store.open_study(STUDY)
     with pytest.raises(UserError, match="no study 'x'; it holds default"):
-        Store(str(tmp_path / "nas.db"), read_only=True).find_study("x")
+        store.find_study("x")
 
 
-def test_readers_need_an_existing_database_and_cannot_write(store: Store, tmp_path: Path) -> None:
+def test_readers_cannot_write(store: Store, database: str) -> None:
+    reader = Store(database, read_only=True)
+    with pytest.raises(SQLAlchemyError, match=r"read-?only"):
+        reader.open_study(STUDY)
+    reader.close()
+
+
+def test_readers_need_an_existing_database(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         Store(str(tmp_path / "absent.db"), read_only=True)
     assert not (tmp_path / "absent.db").exists()
-    reader = Store(str(tmp_path / "nas.db"), read_only=True)
-    with pytest.raises(Exception, match="readonly"):
-        reader.open_study(STUDY)
 
 
 def test_files_that_are_no_store_are_refused_untouched(tmp_path: Path) -> None:
@@ -156,19 +174,69 @@ def test_names_with_characters_of_urls_are_names(tmp_path: Path) -> None:
     Store(str(path), read_only=True)
 
 
-def test_searches_that_make_a_database_at_the_same_time_all_get_it(tmp_path: Path) -> None:
-    path = str(tmp_path / "nas.db")
+def test_searches_that_make_a_database_at_the_same_time_all_get_it(database: str) -> None:
     with ThreadPoolExecutor(8) as pool:
-        stores = list(pool.map(lambda _: Store(path), range(8)))
+        stores = list(pool.map(lambda _: Store(database), range(8)))
     assert stores[0].open_study(STUDY) == 1
     assert stores[7].find_study(STUDY.name)[0] == 1
+    for store in stores:
+        store.close()
 
 
-def test_readers_need_no_right_to_write(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readers_need_no_right_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Root may write anywhere, so the right is taken away by name; no file that WAL readers share may appear."""
+    store = Store(str(tmp_path / "nas.db"))
     store.open_study(STUDY)
     store.close()
     monkeypatch.setattr("os.access", lambda *_: False)
     before = sorted(path.name for path in tmp_path.iterdir())
     assert Store(str(tmp_path / "nas.db"), read_only=True).find_study(STUDY.name)[0] == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_the_largest_seed_fits(store: Store) -> None:
+    study = STUDY._replace(seed=2**63 - 1)
+    store.open_study(study)
+    assert store.find_study(study.name)[1] == study
+    measurement = Measurement(Purpose.CONFIRM, 2**63 - 1, 3)
+    start(store, 0)
+    graph_hash = store.episodes(1)[0].architecture_hash
+    store.start_evaluation(1, graph_hash, measurement, COST, 1.0)
+    assert store.evaluations(1, Purpose.CONFIRM)[0].measurement == measurement
+
+
+def test_a_request_is_open_until_it_is_answered_or_taken_back(store: Store, database: str) -> None:
+    store.open_study(STUDY)
+    asking = Store(database)
+    first, second = asking.ask(1, Action.SKIP, 3), asking.ask(1, Action.PAUSE)
+    assert [(r.id, r.action, r.episode) for r in store.requests(1)] == [
+        (first, Action.SKIP, 3),
+        (second, Action.PAUSE, None),
+    ]
+    store.answer(first, "done")
+    assert asking.answer_of(first) == "done"
+    assert asking.withdraw(first) == "done"
+    assert asking.withdraw(second) is None
+    assert store.requests(1) == []
+    asking.close()
+
+
+def test_times_are_utc(store: Store) -> None:
+    store.open_study(STUDY)
+    store.finish_evaluation(start(store, 0).evaluation_id, Outcome(0.25))
+    ended = store.evaluations(1, Purpose.SEARCH)[0].ended
+    assert ended is not None
+    assert abs((datetime.now(UTC).replace(tzinfo=None) - ended).total_seconds()) < 60
+
+
+def test_a_retry_lets_all_run_again_that_failed_with_the_graph(store: Store) -> None:
+    store.open_study(STUDY)
+    first = start(store, 0)
+    store.finish_evaluation(first.evaluation_id, Outcome(None, Cause.ERROR, detail="Traceback"))
+    assert start(store, 1).state == State.FAILED
+    with pytest.raises(RuntimeError, match="has not failed"):
+        store.retry(1, start(store, 2, "fpn").number)
+    assert [episode.state for episode in store.retry(1, 1)] == [State.RUNNING] * 2
+    assert store.evaluations(1, Purpose.SEARCH)[0].cause is None
+    store.finish_evaluation(first.evaluation_id, Outcome(0.25))
+    assert [episode.reward for episode in store.episodes(1)] == [0.25, 0.25, None]
