@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
+from detector.documents import read_json
 from detector.errors import UserError
 
 LEVELS = (3, 4, 5, 6, 7)
 NUM_LEVELS = len(LEVELS)
+MAX_CELLS, MAX_REPEATS = 50, 50  # more than anyone has built; a file from others may ask for no more
 Op = Literal["sum", "attention"]
 Pool = Literal["max", "avg"]
 Gate = Literal["coarser", "finer"]
@@ -66,8 +68,10 @@ class Architecture:
             raise ArchitectureError(
                 f"cells: {len(self.cells)} given, at least {NUM_LEVELS} needed (one output for each level)"
             )
-        if self.repeats < 1:
-            raise ArchitectureError(f"repeats: {self.repeats} given, must be 1 or more")
+        if len(self.cells) > MAX_CELLS:
+            raise ArchitectureError(f"cells: {len(self.cells)} given, must be {MAX_CELLS} at most")
+        if not 1 <= self.repeats <= MAX_REPEATS:
+            raise ArchitectureError(f"repeats: {self.repeats} given, must be 1 to {MAX_REPEATS}")
         taken: dict[int, int] = {}
         for index, cell in enumerate(self.cells):
             _check_cell(index, cell)
@@ -210,15 +214,11 @@ class Architecture:
     def load(cls, path: str | Path) -> Self:
         """Read a best.json. Raises ArchitectureError naming the file and what is wrong in it."""
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except OSError as error:
-            raise ArchitectureError(f"{path}: cannot be read ({error.strerror})") from error
-        except UnicodeDecodeError as error:
-            raise ArchitectureError(f"{path}: is not a text file") from error
-        except json.JSONDecodeError as error:
-            raise ArchitectureError(
-                f"{path}: is not valid JSON (line {error.lineno}, column {error.colno}: {error.msg})"
-            ) from error
+            document = read_json(Path(path))
+        except UserError as error:
+            raise ArchitectureError(str(error)) from error
+        try:
+            return cls.from_dict(document)
         except ArchitectureError as error:
             raise ArchitectureError(f"{path}: {error}") from error
 

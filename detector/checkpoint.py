@@ -54,11 +54,19 @@ class TrainedModel:
             raise UserError(f"{path}: cannot be loaded as weights ({type(error).__name__})") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("version") != VERSION:
             raise UserError(f"{path}: is no model.pt of train-final (format {FORMAT}, version {VERSION})")
-        config = parse_config(content["config"], DetectorSections, where=str(path))
-        graph = content["architecture"] and Architecture.from_dict(content["architecture"])
-        classes = tuple(content["classes"])
-        model = make_model(config, graph, len(classes), pretrained=False)
-        model.load_state_dict(content["weights"])
+        try:
+            config = parse_config(content["config"], DetectorSections, where=str(path))
+            graph = content["architecture"] and Architecture.from_dict(content["architecture"])
+            classes = tuple(str(name) for name in content["classes"])
+            if not classes:
+                raise UserError(f"{path}: names no classes")
+            model = make_model(config, graph, len(classes), pretrained=False)
+            model.load_state_dict(content["weights"])
+        except UserError:
+            raise
+        except Exception as error:  # every part of it may be damaged
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path}: is damaged ({type(error).__name__}: {reason})") from error
         return cls(model.to(device), graph, config, classes)
 
 

@@ -1,7 +1,6 @@
 """COCO-form data: annotations as flat arrays, images from a folder, and every fault named with file and id."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from detector.config import DataConfig, SplitFiles
+from detector.documents import parse_json
 from detector.errors import UserError
 
 
@@ -199,13 +199,9 @@ def load_coco(annotations: Path, folder: Path, *, skip_empty_boxes: bool = False
     """
     try:
         content = annotations.read_bytes()
-        document = json.loads(content)
     except OSError as error:
         raise UserError(f"{annotations}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{annotations}: is not a text file") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{annotations}: is not valid JSON (line {error.lineno}: {error.msg})") from error
+    document = parse_json(content, annotations)
     images, entries, categories = (_records(document, key, annotations) for key in _REQUIRED)
     try:
         if skip_empty_boxes:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from detector.errors import NonFiniteLossError, UserError
 
+LONGEST_LINE = 600
 USER_ERROR, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 
 _is_terminating = Event()
@@ -67,7 +68,7 @@ def guarded(name: str, command: Callable[[], int], *, interrupted: str = "interr
     try:
         return command()
     except UserError as error:
-        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{name}: {one_line(error)}", file=sys.stderr)
         return USER_ERROR
     except NonFiniteLossError as error:
         print(f"{name}: {error}", file=sys.stderr)
@@ -80,6 +81,12 @@ def guarded(name: str, command: Callable[[], int], *, interrupted: str = "interr
             raise
         print(f"{name}: {interrupted}", file=sys.stderr)
         return TERMINATED
+
+
+def one_line(error: Exception) -> str:
+    """A mistake as it is shown: what it quotes may be of any length, and hold what would confuse a terminal."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(str(error).split()))
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} [...] {line[-LONGEST_LINE // 2 :]}"
 
 
 def exit_on_sigterm() -> None:

@@ -272,7 +272,7 @@ def _read_yaml(name: str) -> Mapping[str, Any]:
         raise UserError(
             f"config {name}: cannot be read ({error.strerror}); give a file or one of: {', '.join(presets())}"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"config {name}: is not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, Mapping):
         raise UserError(f"config {name}: must hold sections such as `data:` and `detector:`")

@@ -27,7 +27,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.engine import URL, Engine, make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchModuleError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from controller.proposer import ProposerState
@@ -264,7 +264,7 @@ class Store:
                     raise UserError(f"--database {shown(database)}: is empty; run nas-search first")
             else:
                 self._create()
-        except DatabaseError as error:
+        except (DatabaseError, UnicodeDecodeError) as error:  # the latter from names of tables in a damaged file
             raise UserError(_explain(database, error)) from error
 
     def close(self) -> None:
@@ -692,9 +692,9 @@ def database_url(database: str) -> URL:
         raise UserError(f"--database {shown(database)}: is neither a path nor a database URL") from error
 
 
-def _explain(database: str, error: SQLAlchemyError) -> str:
+def _explain(database: str, error: Exception) -> str:
     reason = str(getattr(error, "orig", error)).splitlines()[0]
-    if "not a database" in reason or "malformed" in reason:
+    if "not a database" in reason or "malformed" in reason or isinstance(error, UnicodeDecodeError):
         return f"--database {shown(database)}: is no SQLite database ({reason}); give another file"
     return f"--database {shown(database)}: cannot be used ({reason}); give a file in a folder that can be written"
 

@@ -19,7 +19,7 @@ def with_store_errors(name: str, command: Callable[[argparse.Namespace], int], a
     """A database that fails underway (disk full, locked, damaged) is one line, and no traceback."""
     try:
         return command(args)
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, UnicodeDecodeError) as error:
         reason = str(getattr(error, "orig", None) or error).splitlines()[0]
         print(f"{name}: --database {shown(args.database)} failed: {reason}", file=sys.stderr)
         return FAILED
