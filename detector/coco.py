@@ -217,6 +217,7 @@ def load_coco(annotations: Path, folder: Path, *, skip_empty_boxes: bool = False
         raise UserError(f"{annotations}: a record has another form than COCO's ({error})") from error
 
 
+MAX_AREA = 1e12  # pixels
 _REQUIRED = ("images", "annotations", "categories")
 
 
@@ -261,7 +262,7 @@ def _read(
         rows[i], labels[i] = row_of[entry["image_id"]], label_of[entry["category_id"]]
         crowd[i] = bool(entry.get("iscrowd", 0))
         boxes[i] = _box(entry["bbox"], hw[rows[i]], where)
-        area[i] = entry.get("area", entry["bbox"][2] * entry["bbox"][3])
+        area[i] = _area(entry.get("area", entry["bbox"][2] * entry["bbox"][3]), where)
     order = np.argsort(rows, kind="stable")
     counts = np.bincount(rows, minlength=len(images))
     return CocoData(
@@ -305,6 +306,12 @@ def _box(bbox: Any, image_hw: NDArray[np.int64], where: str) -> tuple[float, flo
     return left, top, right, bottom
 
 
+def _area(area: Any, where: str) -> float:
+    if not (isinstance(area, int | float) and 0 <= area <= MAX_AREA):
+        raise UserError(f"{where}: area {area!r} must be a number of pixels")
+    return float(area)
+
+
 def _file_sizes(annotations: Path, folder: Path, images: list[Mapping[str, Any]]) -> list[int]:
     """In bytes. Raises UserError for the first image that is missing."""
     if not folder.is_dir():
@@ -312,9 +319,10 @@ def _file_sizes(annotations: Path, folder: Path, images: list[Mapping[str, Any]]
     sizes = []
     for image in images:
         path = folder / image["file_name"]
-        if not path.is_file():
-            raise UserError(f"{path}: image {image['id']} of {annotations} is missing")
-        sizes.append(path.stat().st_size)
+        try:
+            sizes.append(path.stat().st_size)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: image {image['id']} of {annotations} is missing") from error
     return sizes
 
 

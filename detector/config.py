@@ -263,10 +263,15 @@ def _preset_folder() -> Any:
     return resources.files("experiments")
 
 
+MOST_CHARACTERS = 200_000
+
+
 def _read_yaml(name: str) -> Mapping[str, Any]:
     is_preset = name in presets()
     try:
         text = (_preset_folder() / f"{name}.yaml" if is_preset else Path(name)).read_text(encoding="utf-8")
+        if len(text) > MOST_CHARACTERS:  # a megabyte takes the parser seconds
+            raise UserError(f"config {name}: has {len(text)} characters, that is no configuration")
         content = yaml.safe_load(text)
     except OSError as error:
         raise UserError(

@@ -187,8 +187,10 @@ class PlanSearcher(Searcher):  # type: ignore[misc]
         self.on_episodes = on_episodes
         self.evaluation_of: dict[str, int] = {}
         self.error: Exception | None = None
+        self.listened = 0.0
 
     def suggest(self, trial_id: str) -> Any:
+        self.listen()
         if self.error is not None:
             return Searcher.FINISHED
         try:
@@ -203,7 +205,9 @@ class PlanSearcher(Searcher):  # type: ignore[misc]
             self._end(trial_id, lambda: outcome_of(result))
 
     def listen(self) -> None:
-        if self.error is None:
+        """Let the plan hear requests, if it has not for LISTEN_EVERY_S."""
+        if self.error is None and time.monotonic() - self.listened >= LISTEN_EVERY_S:
+            self.listened = time.monotonic()
             try:
                 before = self.plan.settled
                 self.plan.listen()
@@ -262,13 +266,10 @@ class Watch(tune.Callback):  # type: ignore[misc]
 
     def __init__(self, searcher: PlanSearcher) -> None:
         self.searcher = searcher
-        self.listened = 0.0
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Several times a second."""
-        if time.monotonic() - self.listened >= LISTEN_EVERY_S:
-            self.searcher.listen()
-            self.listened = time.monotonic()
+        """Several times a second, unless nothing runs and nothing is suggested: then Tune only asks for suggestions."""
+        self.searcher.listen()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.searcher.on_trial_death(trial.trial_id, trial.get_pickled_error())

@@ -225,3 +225,13 @@ def test_shuffled_batches_depend_on_the_seed_only(tiny_coco: Path) -> None:
     assert len(first) == 4
     assert all(a.equal(b) for a, b in zip(first, second, strict=True))
     assert not all(a.equal(b) for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("area", [-1, 1e300, float("inf"), float("nan"), "9", None, [4]])
+def test_an_area_that_is_none_is_refused_with_its_annotation(tiny_coco: Path, area: object) -> None:
+    path = tiny_coco / "annotations" / "instances_train.json"
+    document = json.loads(path.read_text())
+    document["annotations"][1]["area"] = area
+    path.write_text(json.dumps(document))
+    with pytest.raises(UserError, match=r"annotation 2: area .* must be a number of pixels"):
+        load_coco(path, tiny_coco / "images")

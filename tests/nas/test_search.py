@@ -17,6 +17,7 @@ import pytest
 from detector.config import load_config
 from detector.shapes import shapes_folder
 from nas.config import Config
+from nas.store import Action, Store
 
 pytestmark = pytest.mark.ray
 
@@ -210,34 +211,41 @@ def test_a_controller_that_dies_is_replaced_and_the_table_is_the_same(tmp_path: 
     assert table(folder) == whole
 
 
-def asked(folder: Path, command: str, *arguments: str) -> str:
-    script = f"import sys; from nas.ask import {command}; sys.exit({command}())"
-    call = [sys.executable, "-c", script, *arguments]
-    process = subprocess.run(call, cwd=folder, capture_output=True, text=True, timeout=120)
-    assert process.returncode == 0, process.stderr
-    return process.stdout
+def asked(folder: Path, action: Action) -> str:
+    """What the search answers. (The commands that ask: test_control.py.)"""
+    store = Store(str(folder / "nas.db"))
+    request = store.ask(1, action)
+    deadline = time.monotonic() + 60
+    while (answer := store.answer_of(request)) is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    store.close()
+    return answer or "no answer"
+
+
+def settled(folder: Path) -> int:
+    return sum(row[5] != "running" for row in table(folder))
 
 
 def test_a_search_that_is_paused_stopped_and_ended_at_once_gives_the_same_table(
     tmp_path: Path, whole: list[tuple]
 ) -> None:
     folder = tmp_path / "run"
-    process = start(folder, "--episodes", "14", "--workers", "2")
+    process = start(folder, "--episodes", "14", "--workers", "1")
     wait_for(folder, 1)
-    assert "paused" in asked(folder, "control", "pause")
+    assert "paused" in asked(folder, Action.PAUSE)
     time.sleep(5)
-    settled = sum(row[5] != "running" for row in table(folder))
+    count = settled(folder)
     time.sleep(3)
-    assert sum(row[5] != "running" for row in table(folder)) == settled < 14
-    assert "goes on" in asked(folder, "control", "continue")
-    wait_for(folder, settled + 1)
-    assert "stops once" in asked(folder, "stop")
+    assert settled(folder) == count < 14
+    assert asked(folder, Action.CONTINUE) == "goes on"
+    wait_for(folder, count + 1)
+    assert "stops once" in asked(folder, Action.STOP)
     assert process.wait(timeout=60) == 130
     assert (folder / "log").read_text().endswith("nas-search: stopped on request; the same command continues\n")
     assert not any(row[5] == "running" for row in table(folder))
     process = start(folder, "--episodes", "14", "--workers", "2")
-    wait_for(folder, settled + 2)
-    assert "stops;" in asked(folder, "stop", "--now")
+    wait_for(folder, settled(folder) + 1)
+    assert asked(folder, Action.STOP_NOW).startswith("stops;")
     assert process.wait(timeout=60) == 130
     finish(start(folder, "--episodes", "14", "--workers", "2"), folder)
     assert table(folder) == whole

@@ -9,14 +9,19 @@ pytest.importorskip("ray.tune")
 from ray.tune.search import Searcher
 
 from detector.errors import UserError
+from nas.control import Controlled
 from nas.search import PlanSearcher
-from nas.store import Cause, Outcome, State, Store
+from nas.store import Action, Cause, Outcome, State, Store
 from tests.nas.fakes import schedule
+
+
+def searching(store: Store, episodes: int) -> PlanSearcher:
+    return PlanSearcher(Controlled(schedule(store, episodes), store, 1), lambda episodes: None)
 
 
 @pytest.fixture
 def searcher(tmp_path: Path) -> PlanSearcher:
-    return PlanSearcher(schedule(Store(str(tmp_path / "s.db")), 12), lambda episodes: None)
+    return searching(Store(str(tmp_path / "s.db")), 12)
 
 
 def done(ap: float) -> dict:
@@ -54,7 +59,7 @@ def test_a_graph_whose_workers_die_is_tried_again_then_lost_and_no_reward(search
 
 
 def test_the_last_episode_may_be_lost_and_is_tried_again(tmp_path: Path) -> None:
-    searcher = PlanSearcher(schedule(Store(str(tmp_path / "s.db")), 1), lambda episodes: None)
+    searcher = searching(Store(str(tmp_path / "s.db")), 1)
     searcher.suggest("a")
     assert searcher.suggest("b") is None
     searcher.on_trial_complete("a", None, error=True)
@@ -77,4 +82,19 @@ def test_an_error_of_our_own_ends_the_search_and_is_kept(searcher: PlanSearcher,
     monkeypatch.setattr(searcher.plan.store, "finish_evaluation", lambda *args: 1 / 0)
     searcher.on_trial_complete("a", done(0.5))
     assert isinstance(searcher.error, ZeroDivisionError)
+    assert searcher.suggest("b") == Searcher.FINISHED
+
+
+def test_requests_are_heard_while_nothing_can_run(searcher: PlanSearcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tune then does nothing but ask for suggestions."""
+    monkeypatch.setattr("nas.search.LISTEN_EVERY_S", 0.0)
+    store = searcher.plan.store
+    store.ask(1, Action.PAUSE)
+    assert searcher.suggest("a") is None
+    request = store.ask(1, Action.CONTINUE)
+    assert isinstance(searcher.suggest("a"), dict)
+    assert store.answer_of(request) == "goes on"
+    store.ask(1, Action.STOP)
+    assert searcher.suggest("b") is None
+    searcher.on_trial_complete("a", done(0.5))
     assert searcher.suggest("b") == Searcher.FINISHED
