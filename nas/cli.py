@@ -199,9 +199,11 @@ def _run(
 ) -> int:
     if args.address is None:  # on one machine nothing need listen beyond loopback; Ray reads this when imported
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    from nas.search import Cluster, RemoteController, ray_session, run  # Ray takes seconds to import
+    # Ray takes seconds to import.
+    from nas.metrics import SearchMetrics
+    from nas.search import Cluster, RemoteController, ray_session, run
 
-    cluster = Cluster(*_resources(args), args.address, args.verbose, args.trial_timeout)
+    cluster = Cluster(args.study, *_resources(args), args.address, args.verbose, args.trial_timeout)
     source = ProxySource.of(config, args.data and args.data.absolute(), prior, data.hash)
     space = space_around(prior)
     with Progress() as progress:
@@ -231,8 +233,11 @@ def _run(
                 shares_gpu=cluster.shares_gpu,
             )
 
+            metrics = SearchMetrics(args.study)
+
             def on_episodes(ended: list[Episode]) -> None:
                 controller.note(ended)
+                metrics.show(schedule.episodes.values(), schedule.version, controller.entropy)
                 rewards = [e.reward for e in schedule.episodes.values() if e.reward is not None]
                 best = f", best reward {max(rewards):.4f}" if rewards else ""
                 progress(f"searching{best}", schedule.settled, schedule.total)

@@ -24,6 +24,7 @@ from detector.command import TERMINATED, exit_on_sigterm
 from detector.errors import UserError
 from nas.attempts import described
 from nas.control import Controlled
+from nas.metrics import TrialMetrics
 from nas.store import Action, Cause, Episode, Outcome
 from nas.trial import ProxySource, evaluate
 
@@ -38,8 +39,9 @@ OnEpisodes = Callable[[list[Episode]], None]
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where trials run. address None starts Ray on this machine, with its dashboard on loopback."""
+    """Where the trials of a study run. address None starts Ray on this machine, with its dashboard on loopback."""
 
+    study: str
     workers: int
     gpus_per_trial: float
     address: str | None
@@ -103,6 +105,11 @@ class RemoteController:
         self._keep({max(self.states, default=0) + 1: state})
         return state
 
+    @property
+    def entropy(self) -> float | None:
+        """Of the newest version, as far as it has been told."""
+        return self.states[max(self.states)].entropy if self.states else None
+
     def restore(self, states: Mapping[int, ProposerState]) -> None:
         self._keep(states)
         self._call("restore", "restore", self.states)
@@ -147,9 +154,10 @@ class RemoteController:
 class Trial(tune.Trainable):  # type: ignore[misc]  # Ray ships without types
     """A Tune trial of one step: the evaluation of one graph. Actors are reused from trial to trial."""
 
-    def setup(self, config: dict[str, Any], source: ProxySource, timeout_s: float | None) -> None:
+    def setup(self, config: dict[str, Any], source: ProxySource, study: str, timeout_s: float | None) -> None:
         self.source = source
         self.timeout_s = timeout_s
+        self.metrics = TrialMetrics(study)
         self.reset_config(config)
 
     def reset_config(self, config: dict[str, Any]) -> bool:
@@ -170,6 +178,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]  # Ray ships without types
             )
         except UserError as error:
             return {"mistake": str(error), "reward": None, "done": True}
+        self.metrics.show(outcome)
         end = outcome.cause or f"AP {outcome.ap:.4f}"
         print(f"episode {self.config['episode']}: {end} in {outcome.seconds:.1f} s", flush=True)  # the worker's log
         return {"outcome": tuple(outcome), "reward": outcome.ap, "done": True}  # Tune would flatten a dict
@@ -353,7 +362,7 @@ def _check_address(address: str | None) -> None:
 
 def run(plan: Controlled, source: ProxySource, cluster: Cluster, on_episodes: OnEpisodes) -> None:
     """Run a plan until it is finished, gives up (see plan.stopped) or is ended (plan.ending). Ray must be up."""
-    trial = tune.with_parameters(Trial, source=source, timeout_s=cluster.trial_timeout_s)
+    trial = tune.with_parameters(Trial, source=source, study=cluster.study, timeout_s=cluster.trial_timeout_s)
     trainable = tune.with_resources(trial, cluster.resources)
     searcher = PlanSearcher(plan, on_episodes)
     if not cluster.verbose:

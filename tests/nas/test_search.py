@@ -249,3 +249,45 @@ def test_a_search_that_is_paused_stopped_and_ended_at_once_gives_the_same_table(
     assert process.wait(timeout=60) == 130
     finish(start(folder, "--episodes", "14", "--workers", "2"), folder)
     assert table(folder) == whole
+
+
+def test_figures_of_a_search_reach_what_prometheus_scrapes(tmp_path: Path) -> None:
+    script = """
+import time, urllib.request
+import ray
+from nas.metrics import SearchMetrics, TrialMetrics
+from nas.store import Cause, Episode, Outcome, State
+
+ray.init(num_cpus=1, include_dashboard=False)
+node = ray.nodes()[0]
+url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+rewards = [0.3, 0.5, None, 0.4]
+states = [State.DONE, State.DONE, State.FAILED, State.REUSED]
+episodes = [Episode(n, "", n, (), None, 0, s, None, r) for n, (s, r) in enumerate(zip(states, rewards))]
+SearchMetrics("mine").show(episodes, 7, 0.25)
+TrialMetrics("mine").show(Outcome(None, Cause.NAN, 3.0))
+deadline = time.monotonic() + 90
+while time.monotonic() < deadline:
+    text = urllib.request.urlopen(url).read().decode()
+    found = [line for line in text.splitlines() if line.startswith("ray_nas_") and 'study="mine"' in line]
+    if len(found) > 20:
+        break
+    time.sleep(1)
+print("\\n".join(found))
+"""
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=180)
+    shown = {}
+    for line in process.stdout.splitlines():
+        if line.startswith("ray_nas_"):
+            name, _, value = line.rpartition(" ")
+            labels = [part for part in ("done", "failed", "reused", "pruned", "nan") if f'="{part}"' in name]
+            shown[name.partition("{")[0], *labels] = float(value)
+    assert shown["ray_nas_episodes", "done"] == 2, process.stdout + process.stderr
+    assert shown["ray_nas_episodes", "failed"] == 1
+    assert shown["ray_nas_episodes", "pruned"] == 0
+    assert shown["ray_nas_reward_last",] == 0.4
+    assert shown["ray_nas_reward_mean",] == pytest.approx(0.4)
+    assert shown["ray_nas_reward_best",] == 0.5
+    assert shown["ray_nas_policy_version",] == 7
+    assert shown["ray_nas_policy_entropy",] == 0.25
+    assert shown["ray_nas_trial_seconds_count", "nan"] == 1
