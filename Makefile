@@ -8,7 +8,7 @@ search: .venv/ready
 	.venv/bin/nas-search --episodes $(EPISODES) $(ARGS)
 
 test: .venv/ready
-	.venv/bin/pytest $(ARGS)
+	.venv/bin/pytest -n 2 --dist loadfile $(ARGS)
 
 .venv/ready: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; give one with PYTHON=")'

@@ -11,11 +11,11 @@ The store remembers every run, so that a confirmation continues after an interru
 import math
 import statistics
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from nas.attempts import Attempts
 from nas.budget import Budget
-from nas.results import probability_above, shared_spread
+from nas.results import probability_above, without_seeds
 from nas.store import Cause, Episode, Measurement, Outcome, Purpose, State, Store
 from nas.study import Job
 
@@ -149,7 +149,7 @@ class Confirmation:
             out = [graph_hash for graph_hash in others if graph_hash not in sound]
             if not out:
                 out = [min(others, key=lambda graph_hash: statistics.fmean(sound[graph_hash]))]
-                if _is_apart(list(sound.values())) or self._phase >= len(self.arms) - 1:
+                if _is_apart(sound) or self._phase >= len(self.arms) - 1:
                     self.left = [best]
                     return
             self.left = [graph_hash for graph_hash in self.left if graph_hash not in out]
@@ -166,10 +166,10 @@ class Confirmation:
         return [self.rewards[graph_hash, run] or 0.0 for run in range(self._runs_each())]
 
 
-def _is_apart(samples: Sequence[Sequence[float]]) -> bool:
-    """Whether the best is apart from the next."""
-    spread = shared_spread(samples)
-    ranked = sorted(samples, key=statistics.fmean, reverse=True)
+def _is_apart(of_phase: Mapping[str, Sequence[float]]) -> bool:
+    """Whether the best is apart from the next. All have run with the same seeds."""
+    samples, spread = without_seeds({graph_hash: dict(enumerate(runs)) for graph_hash, runs in of_phase.items()})
+    ranked = sorted(samples.values(), key=statistics.fmean, reverse=True)
     return spread is not None and len(ranked) > 1 and probability_above(ranked[0], ranked[1], spread) >= APART
 
 

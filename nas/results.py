@@ -42,9 +42,9 @@ def pareto_front(ranked: Sequence[Episode], evaluations: Mapping[int, Evaluation
 
 class Verdict(NamedTuple):
     """What new seeds say of one graph. mean and spread (standard deviation; None of one run) are of AP times the cost
-    factor, like rewards; steps: of training in each run. beats_prior: probability that its true mean is above the
-    prior's; None for the prior itself, and where that cannot be said. latency_ms: of its pyramid, one image, on a
-    worker while others trained.
+    factor, like rewards, less what a seed does to all graphs alike; steps: of training in each run. beats_prior:
+    probability that its true mean is above the prior's; None for the prior itself, and where that cannot be said.
+    latency_ms: of its pyramid, one image, on a worker while others trained.
     """
 
     architecture_hash: str
@@ -77,16 +77,16 @@ def verdicts(store: Store, study_id: int, prior: Episode | None) -> dict[str, Ve
 def judged(evaluations: Sequence[Evaluation], prior_hash: str | None) -> dict[str, Verdict]:
     """verdicts() of given evaluations."""
     failed = {evaluation.architecture_hash for evaluation in evaluations if evaluation.state == State.FAILED}
-    samples: dict[str, list[float]] = {}
+    rewards: dict[str, dict[int, float]] = {}
     latencies: dict[str, float] = {}
     steps: dict[str, int] = {}
     for evaluation in evaluations:
         if evaluation.reward is not None and evaluation.architecture_hash not in failed:
-            samples.setdefault(evaluation.architecture_hash, []).append(evaluation.reward)
+            rewards.setdefault(evaluation.architecture_hash, {})[evaluation.measurement.seed] = evaluation.reward
             steps[evaluation.architecture_hash] = evaluation.measurement.budget
             if evaluation.latency_ms is not None:
                 latencies[evaluation.architecture_hash] = evaluation.latency_ms
-    spread = shared_spread(list(samples.values()))
+    samples, spread = without_seeds(rewards)
     beats = {}
     if spread is not None and prior_hash is not None and prior_hash in samples:
         beats = _beating(samples, prior_hash, spread)
@@ -123,11 +123,29 @@ def _beating(samples: Mapping[str, Sequence[float]], prior_hash: str, spread: Sp
     }
 
 
-def shared_spread(samples: Sequence[Sequence[float]]) -> Spread | None:
-    """The standard deviation within samples, pooled over them; None if no sample has two values."""
-    degrees = sum(max(0, len(sample) - 1) for sample in samples)
-    squares = sum(statistics.variance(sample) * (len(sample) - 1) for sample in samples if len(sample) > 1)
-    return Spread((squares / degrees) ** 0.5, degrees) if degrees else None
+def without_seeds(rewards: Mapping[str, Mapping[int, float]]) -> tuple[dict[str, list[float]], Spread | None]:
+    """Rewards by graph, less what their seeds do to all graphs alike, and the standard deviation of what is left; None
+    where nothing is left to tell it from.
+
+    Graphs that were left out early have run with the first seeds only, and these may have been kind ones. Rewards are
+    taken as graph + seed + noise, by least squares; effects of seeds add up to nothing.
+    """
+    graphs, seeds = list(rewards), sorted({seed for of_graph in rewards.values() for seed in of_graph})
+    entries = [(graph, seed, reward) for graph in graphs for seed, reward in rewards[graph].items()]
+    if not entries:
+        return {}, None
+    design = np.zeros((len(entries), len(graphs) + len(seeds)))
+    for row, (graph, seed, _) in enumerate(entries):
+        design[row, graphs.index(graph)] = design[row, len(graphs) + seeds.index(seed)] = 1.0
+    found = np.array([reward for _, _, reward in entries])
+    solution, _, rank, _ = np.linalg.lstsq(design, found)
+    effects = solution[len(graphs) :] - solution[len(graphs) :].mean()
+    degrees = len(entries) - int(rank)
+    squares = float(np.square(found - design @ solution).sum())
+    adjusted: dict[str, list[float]] = {graph: [] for graph in graphs}
+    for graph, seed, reward in entries:
+        adjusted[graph].append(reward - float(effects[seeds.index(seed)]))
+    return adjusted, Spread((squares / degrees) ** 0.5, degrees) if degrees else None
 
 
 def probability_above(ours: Sequence[float], theirs: Sequence[float], spread: Spread) -> float:

@@ -124,7 +124,10 @@ def test_an_address_where_no_cluster_is_is_refused_at_once(address: str) -> None
     from detector.errors import UserError
     from nas.search import Cluster, ray_session
 
-    with pytest.raises(UserError, match=f"--address {address}: "), ray_session(Cluster(1, 0.0, address, False)):
+    with (
+        pytest.raises(UserError, match=f"--address {address}: "),
+        ray_session(Cluster("default", 1, 0.0, address, False)),
+    ):
         pass
 
 

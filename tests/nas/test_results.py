@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from detector.cost import Cost
-from nas.results import Spread, judged, pareto_front, probability_above, shared_spread
+from nas.results import Spread, judged, pareto_front, probability_above, without_seeds
 from nas.store import Cause, Episode, Evaluation, Measurement, Purpose, State
 
 
@@ -24,12 +24,13 @@ def runs(graph: str, *rewards: float | None) -> list[Evaluation]:
 
 
 def test_a_verdict_holds_mean_spread_runs_and_what_beats_the_prior() -> None:
-    found = judged([*runs("prior", 0.3, 0.32), *runs("better", 0.4, 0.42), *runs("bad", 0.5, None)], "prior")
+    found = judged([*runs("prior", 0.3, 0.32), *runs("better", 0.42, 0.4), *runs("bad", 0.5, None)], "prior")
     assert list(found) == ["better", "prior"]
     better = found["better"]
     assert (better.mean, better.runs, better.latency_ms) == (pytest.approx(0.41), 2, 2.5)
     assert better.spread == pytest.approx(0.02 / 2**0.5)
-    assert better.beats_prior == pytest.approx(0.9903, abs=1e-4)  # t = 7.07 with 2 degrees of freedom
+    assert better.steps == 3
+    assert better.beats_prior == pytest.approx(0.9372, abs=1e-4)  # t = 5 with 1 degree of freedom
     assert found["prior"].beats_prior is None
 
 
@@ -39,9 +40,35 @@ def test_of_equal_means_the_one_with_more_runs_wins() -> None:
     assert found["many"].beats_prior is None
 
 
-def test_shared_spread_pools_what_varies_within_graphs() -> None:
-    assert shared_spread([[1.0, 1.2], [5.0, 5.2, 5.1]]) == (pytest.approx(((0.02 + 0.02) / 3) ** 0.5), 3)
-    assert shared_spread([[1.0], [2.0]]) is None
+def test_what_a_seed_does_to_all_graphs_alike_is_taken_off() -> None:
+    """b has run with the two kind seeds only; it is worse than a."""
+    kind = {0: 0.1, 1: 0.1, 2: -0.1, 3: -0.1}
+    rewards = {"a": {seed: 0.5 + effect for seed, effect in kind.items()}, "b": {0: 0.55, 1: 0.55}}
+    samples, spread = without_seeds(rewards)
+    assert samples["a"] == pytest.approx([0.5] * 4)
+    assert samples["b"] == pytest.approx([0.45] * 2)
+    assert spread is not None
+    assert spread.deviation == pytest.approx(0.0, abs=1e-9)
+    assert spread.degrees == 6 - (2 + 4 - 1)
+
+
+def test_what_is_left_is_the_noise() -> None:
+    stream = np.random.default_rng(0)
+    effects = stream.normal(0, 0.5, 40)
+    rewards = {
+        str(graph): {seed: graph + effects[seed] + stream.normal(0, 0.02) for seed in range(10 * (graph % 4) + 5)}
+        for graph in range(40)
+    }
+    samples, spread = without_seeds(rewards)
+    assert spread is not None
+    assert spread.deviation == pytest.approx(0.02, rel=0.1)
+    assert all(abs(np.mean(samples[str(g)]) - np.mean(samples["0"]) - g) < 0.05 for g in range(40))
+
+
+def test_of_a_single_run_each_there_is_no_spread() -> None:
+    assert without_seeds({"a": {0: 1.0}, "b": {0: 2.0}})[1] is None
+    assert without_seeds({"a": {0: 1.0}})[1] is None
+    assert without_seeds({}) == ({}, None)
 
 
 def test_probability_is_that_of_student_s_t() -> None:
