@@ -13,7 +13,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from detector.command import Parser, guarded
+from detector.command import Parser, count, guarded
 from nas.lock import holder_of
 from nas.results import Verdict, by_reward, prior_episode, verdicts
 from nas.store import Episode, Evaluation, Purpose, State, Store
@@ -59,7 +59,7 @@ def status(argv: Sequence[str] | None = None) -> int:
     study_options(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on one line")
     parser.add_argument("--watch", action="store_true", help="again and again, until interrupted")
-    parser.add_argument("--every", type=float, default=2.0, metavar="S", help="seconds between two looks of --watch")
+    parser.add_argument("--every", type=count(1), default=2, metavar="S", help="seconds between two looks of --watch")
     return guarded("nas-status", lambda: with_store_errors("nas-status", _status, parser.parse_args(argv)))
 
 
