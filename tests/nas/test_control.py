@@ -92,6 +92,18 @@ def test_a_skipped_episode_fails_at_once_and_its_trial_counts_for_nothing(plan: 
     assert plan.settled == 12
 
 
+def test_what_was_skipped_can_be_tried_again_once_its_trial_has_ended(plan: Controlled) -> None:
+    plan.next()
+    second = plan.next()
+    asked(plan, Action.SKIP, 1)
+    plan.finish(second.evaluation_id, outcome_of(second))
+    assert asked(plan, Action.RETRY, 1) == "episode 1 is tried again"
+    again = plan.next()
+    assert again.evaluation_id == second.evaluation_id
+    plan.finish(again.evaluation_id, outcome_of(again))
+    assert plan.store.episodes(1)[1].state == State.DONE
+
+
 @pytest.mark.parametrize(
     ("action", "episode", "answer"),
     [
