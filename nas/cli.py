@@ -143,6 +143,9 @@ def _is_finished(args: argparse.Namespace, study: Study, budget: Budget, config:
     if study_id is None or sum(episode.state != State.RUNNING for episode in episodes) < args.episodes:
         return False
     is_stopped = episodes[0].log_prob is None and episodes[0].state == State.FAILED  # the prior: nothing goes on
+    learned, _ = store.policy_figures(study_id)
+    if not is_stopped and learned < len(episodes) // config.search.batch:
+        return False  # killed after the last reward, and before the policy had learned from it
     if is_stopped or not _confirmation(args, store, study_id, budget, config).is_finished:
         return False
     print(

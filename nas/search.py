@@ -92,6 +92,7 @@ class RemoteController:
         self.kept = versions_kept(lag)
         self.states: dict[int, ProposerState] = {}
         self.deaths = 0
+        self.is_restored = True  # an actor that has replaced another one is not, at first
         self._start()
 
     def propose(self, episode: int) -> Proposal:
@@ -126,6 +127,9 @@ class RemoteController:
     def _call(self, method: str, name: str, argument: Any) -> Any:
         while True:
             try:
+                if not self.is_restored and method != "restore":
+                    ray.get(self.actor.restore.remote(self.states))
+                self.is_restored = True
                 return ray.get(getattr(self.actor, method).options(name=name).remote(argument))
             except RayActorError as error:
                 self.deaths += 1
@@ -137,8 +141,7 @@ class RemoteController:
                 log.warning("the controller's process died (%s); it is started again", first_line(error))
                 ray.kill(self.actor)  # it would keep its name, though dead
                 self._start()
-                if self.states and method != "restore":
-                    ray.get(self.actor.restore.remote(self.states))
+                self.is_restored = False
 
     def _keep(self, states: Mapping[int, ProposerState]) -> None:
         self.states |= states

@@ -1,18 +1,22 @@
 """nas-search without Ray: everything that happens before a trial."""
 
 import argparse
+import contextlib
 import json
+import sqlite3
 from pathlib import Path
 
 import pytest
 
 from detector.architecture import PRIORS
-from nas.cli import _say_found, search
+from detector.config import load_config
+from nas.cli import _is_finished, _say_found, search
+from nas.config import Config
 from nas.confirm import Confirmation
 from nas.lock import study_lock
 from nas.results import by_reward, prior_episode
 from nas.store import Outcome, Store, Study
-from tests.nas.fakes import BUDGET, SPACE, refused, run
+from tests.nas.fakes import BUDGET, SEARCH, SPACE, refused, run, schedule
 
 
 @pytest.mark.parametrize(
@@ -62,9 +66,7 @@ def test_a_running_study_is_refused_with_its_holder(here: Path, capsys) -> None:
 
 def test_a_finished_study_says_what_to_do(here: Path, capsys, monkeypatch) -> None:
     from detector.coco import load_split
-    from detector.config import load_config
     from nas.cli import _identity
-    from nas.config import Config
 
     config = load_config("smoke", Config)
     store = Store("nas.db")
@@ -145,9 +147,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_preparation(capsy
 
 
 def test_weights_files_are_named_by_their_content(here: Path) -> None:
-    from detector.config import load_config
     from nas.cli import _identity
-    from nas.config import Config
 
     config = load_config("smoke", Config)
     for name in ("a.pt", "b.pt"):
@@ -159,3 +159,16 @@ def test_weights_files_are_named_by_their_content(here: Path) -> None:
         identities.append(_identity(config.model_copy(update={"detector": detector}), None))
     assert identities[0] == identities[1]
     assert "a.pt" not in json.dumps(identities[0])
+
+
+def test_a_study_is_not_finished_before_the_policy_has_learned_from_its_last_batch(here: Path) -> None:
+    """A kill between the last reward and the last update must not leave the policy behind."""
+    config = load_config("smoke", Config)
+    store = Store("nas.db")
+    study = Study("default", {"search": SEARCH.model_dump(mode="json")}, 0, "data")
+    run(schedule(store, 12), workers=2)
+    args = argparse.Namespace(database="nas.db", study="default", episodes=12, confirm=0, seed=0)
+    assert _is_finished(args, study, BUDGET, config)
+    with contextlib.closing(sqlite3.connect("nas.db")) as connection, connection:
+        connection.execute("DELETE FROM policy WHERE version = 3")
+    assert not _is_finished(args, study, BUDGET, config)
