@@ -48,19 +48,21 @@ def _ask(args: argparse.Namespace, action: Action, episode: int | None) -> int:
     Store(args.database, read_only=True).close()  # says so if there is nothing there, and makes no file
     store = Store(args.database)
     study_id, _ = store.find_study(args.study)
-    if action == Action.RETRY:
+    if action == Action.RETRY and episode is not None:
         _check_failed(store, study_id, episode)
     request = store.ask(study_id, action, episode)
     answer = None
     until = time.monotonic() + ANSWER_WITHIN_S
-    while answer is None and time.monotonic() < until:
-        time.sleep(LOOK_EVERY_S)
-        answer = store.answer_of(request)
+    try:
+        while answer is None and time.monotonic() < until:
+            time.sleep(LOOK_EVERY_S)
+            answer = store.answer_of(request)
+    finally:
+        if answer is None and action != Action.RETRY:  # the next search is not to stop for it, nor after an interrupt
+            answer = store.withdraw(request)
     if answer is None and action == Action.RETRY:
         print(f"study {args.study!r} is not being searched; the next nas-search tries episode {episode} again")
         return 0
-    if answer is None:
-        answer = store.withdraw(request)
     if answer is None:
         raise UserError(
             f"study {args.study!r}: no search answered within {ANSWER_WITHIN_S:.0f} s; none runs, or it is preparing"
@@ -71,7 +73,7 @@ def _ask(args: argparse.Namespace, action: Action, episode: int | None) -> int:
     return 0
 
 
-def _check_failed(store: Store, study_id: int, number: int | None) -> None:
+def _check_failed(store: Store, study_id: int, number: int) -> None:
     states = {episode.number: episode.state for episode in store.episodes(study_id)}
-    if states.get(number if number is not None else -1) != State.FAILED:
-        raise UserError(f"episode {number} is {states.get(number or 0, 'not there yet')}, not failed")
+    if states.get(number) != State.FAILED:
+        raise UserError(f"episode {number} is {states.get(number, 'not there yet')}, not failed")

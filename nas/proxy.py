@@ -118,8 +118,7 @@ class TabularProxy:
         """Only the trial's own length was measured. Raises UserError for another."""
         if steps is not None and steps != self.steps:
             raise UserError(
-                f"the tabular benchmark knows rewards of {self.steps} steps only; leave search.rung_steps and "
-                "proxy.confirm_steps out"
+                f"the tabular benchmark knows rewards of {self.steps} steps only; leave search.rung_steps out"
             )
         return self.tabular.reward(architecture, seed)
 

@@ -312,8 +312,11 @@ def outcome_of_death(error: Exception | None) -> Outcome:
     """Of a trial whose process ended, or raised what only a new process can mend. Ray ends the process that uses most
     when its machine runs out of memory, and says so.
     """
-    detail = str(error) if error is not None else "the worker process died"
-    is_memory = isinstance(error, OutOfMemoryError) or (isinstance(error, RayActorError) and "low on memory" in detail)
+    if error is None:
+        return Outcome(None, Cause.LOST, detail="the worker process died")
+    is_death = isinstance(error, RayActorError)
+    is_memory = isinstance(error, OutOfMemoryError) or (is_death and "low on memory" in str(error))
+    detail = first_line(error) if is_death or is_memory else str(error)  # what it raised ends a traceback
     return Outcome(None, Cause.OOM if is_memory else Cause.LOST, detail=detail)
 
 

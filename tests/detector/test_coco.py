@@ -235,3 +235,13 @@ def test_an_area_that_is_none_is_refused_with_its_annotation(tiny_coco: Path, ar
     path.write_text(json.dumps(document))
     with pytest.raises(UserError, match=r"annotation 2: area .* must be a number of pixels"):
         load_coco(path, tiny_coco / "images")
+
+
+@pytest.mark.parametrize("name", ["", ".", "x" * 10_000, "gone.png", "a\0b"])
+def test_an_image_that_is_no_file_is_missing(tiny_coco: Path, name: str) -> None:
+    path = tiny_coco / "annotations" / "instances_train.json"
+    document = json.loads(path.read_text())
+    document["images"][1]["file_name"] = name
+    path.write_text(json.dumps(document))
+    with pytest.raises(UserError, match=r"image 2 of .* is missing"):
+        load_coco(path, tiny_coco / "images")

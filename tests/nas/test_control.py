@@ -210,6 +210,18 @@ def test_where_nobody_listens_requests_are_taken_back(plan: Controlled, capsys, 
     assert plan.store.requests(1) == []
 
 
+def test_an_interrupted_request_is_taken_back(plan: Controlled, monkeypatch) -> None:
+    """Or the next search would stop for it."""
+    plan.next()
+
+    def interrupt(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nas.ask.time.sleep", interrupt)
+    assert stop([]) == 130
+    assert plan.store.requests(1) == []
+
+
 def test_a_retry_waits_for_the_next_search(plan: Controlled, capsys, monkeypatch) -> None:
     monkeypatch.setattr("nas.ask.ANSWER_WITHIN_S", 0.3)
     plan.finish(plan.next().evaluation_id, Outcome(None, Cause.OOM))
