@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -34,6 +35,9 @@ from nas.study import Schedule
 from nas.study_options import study_options, with_store_errors
 from nas.tabular import table_digest
 from nas.trial import ProxySource
+
+if TYPE_CHECKING:
+    from nas.cluster import Cluster
 
 log = logging.getLogger(__name__)
 
@@ -203,18 +207,20 @@ def _run(
     if args.address is None:  # on one machine nothing need listen beyond loopback; Ray reads this when imported
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     # Ray takes seconds to import.
+    from nas.cluster import Delivery, ray_session
     from nas.metrics import SearchMetrics
-    from nas.search import Cluster, RemoteController, ray_session, run
+    from nas.search import RemoteController, run
 
-    cluster = Cluster(args.study, *_resources(args), args.address, args.verbose, args.trial_timeout)
+    cluster = _cluster(args)
     source = ProxySource.of(config, args.data and args.data.absolute(), prior, data.hash)
     space = space_around(prior)
     with Progress() as progress:
-        prepare_proxy(config, data, prior, choose_device(), progress)
+        prepared = prepare_proxy(config, data, prior, choose_device(), progress)
         torch.cuda.empty_cache()  # the device belongs to the trials now
         print(f"prepared in {time.monotonic() - start:.0f} s", flush=True)
-        with ray_session(cluster) as dashboard:
+        with ray_session(cluster) as (cluster, dashboard):
             print(f"dashboard: http://{dashboard} (it asks for a token: ray get-auth-token)", flush=True)
+            delivery = Delivery.of(prepared) if cluster.address is not None else None
             make = partial(make_controller, config.search, space, prior, args.seed, budget)
             controller = RemoteController(args.study, make, config.search.lag)
             store = Store(args.database)
@@ -248,7 +254,7 @@ def _run(
             on_episodes([])
             plan = Controlled(schedule, store, study_id)
             plan.listen()  # to what was asked before
-            run(plan, source, cluster, on_episodes)
+            run(plan, source, cluster, on_episodes, delivery)
             stopped = plan.stopped
             if stopped is None and plan.ending is None:
                 shares_gpu = cluster.shares_gpu
@@ -256,7 +262,7 @@ def _run(
                 report = partial(_report_confirmation, progress, confirmation)
                 report([])
                 plan = Controlled(confirmation, store, study_id)
-                run(plan, source, cluster, report)
+                run(plan, source, cluster, report, delivery)
                 stopped = plan.stopped
     if plan.ending is not None:
         print("nas-search: stopped on request; the same command continues", file=sys.stderr)
@@ -275,14 +281,14 @@ def _report_confirmation(progress: Progress, confirmation: Confirmation, _ended:
     progress(f"confirming the best graphs, {left} left", confirmation.settled, confirmation.total)
 
 
-def _resources(args: argparse.Namespace) -> tuple[int, float]:
-    """Trials at a time, and GPUs for each. Raises UserError for GPUs that are not there: Ray would wait for ever."""
-    gpus = torch.cuda.device_count()
-    per_trial = args.gpus_per_trial if args.gpus_per_trial is not None else float(gpus > 0)
+def _cluster(args: argparse.Namespace) -> "Cluster":
+    """Raises UserError for GPUs that this machine does not have: Ray would wait for ever."""
+    from nas.cluster import Cluster  # Ray takes seconds to import
+
+    gpus, per_trial = torch.cuda.device_count(), args.gpus_per_trial or 0.0
     if args.address is None and per_trial > gpus:
         raise UserError(f"--gpus-per-trial {per_trial:g}: this machine has {gpus} GPUs; give less, or --address ADDR")
-    default = int(gpus / per_trial) if per_trial else os.cpu_count() or 1
-    return args.workers or max(1, default), per_trial
+    return Cluster(args.study, args.workers, args.gpus_per_trial, args.address, args.verbose, args.trial_timeout)
 
 
 def _say_found(args: argparse.Namespace, store: Store, study_id: int) -> None:

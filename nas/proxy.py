@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from detector.architecture import Architecture
+from detector.cache import cache_folder
 from detector.cascade_rcnn import CascadeRcnn, DetectionHeads
 from detector.coco import CocoData
 from detector.errors import UserError
@@ -125,16 +126,20 @@ class TabularProxy:
 
 def prepare_proxy(
     config: Config, data: CocoData, prior: Architecture | None, device: torch.device, progress: OnProgress
-) -> None:
-    """Do once what all trials share, and find mistakes before the first of them. Raises UserError."""
+) -> list[str]:
+    """Do once what all trials share, and find mistakes before the first of them; the folders of the cache that trials
+    need. Raises UserError.
+    """
     if config.proxy.protocol == "frozen":
-        prepare(config, data, prior, device, progress)
+        pool = prepare(config, data, prior, device, progress)
+        return [str(folder.relative_to(cache_folder())) for folder in (features_folder(pool), pool)]
     elif config.proxy.protocol == "tabular":
         check_space(space_around(prior).like)
         load_tabular()
     else:
         divide(data, config.proxy.parts)
         CascadeRcnn(config.proxy_detector, prior, data.num_classes, batched=True)
+    return []
 
 
 def load_proxy(

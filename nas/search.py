@@ -1,13 +1,10 @@
-"""The search on Ray: a named controller actor, and trials that Ray Tune runs. Ray appears here only."""
+"""The search on Ray: a named controller actor, and trials that Ray Tune runs."""
 
 import logging
-import os
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -20,9 +17,9 @@ from controller.controller import Controller, versions_kept
 from controller.policy import Proposal
 from controller.proposer import ProposerState, Rewarded
 from detector.architecture import Architecture
-from detector.command import TERMINATED, exit_on_sigterm
 from detector.errors import UserError
 from nas.attempts import described
+from nas.cluster import NAMESPACE, Cluster, Delivery, Room
 from nas.control import Controlled
 from nas.metrics import TrialMetrics
 from nas.store import Action, Cause, Episode, Outcome
@@ -30,33 +27,11 @@ from nas.trial import ProxySource, evaluate
 
 log = logging.getLogger(__name__)
 
-NAMESPACE = "nas"
-CONNECT_TIMEOUT_S = 10.0
 LISTEN_EVERY_S = 0.5
 MAX_DEATHS = 3  # of the controller's process, in one run of a search
+NAME_TAKEN_S = 15.0  # how long a driver that was killed keeps its controller's name in a cluster, and some more
+MOST_TRIALS = 100_000  # at once; Room says how many
 OnEpisodes = Callable[[list[Episode]], None]
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Where the trials of a study run. address None starts Ray on this machine, with its dashboard on loopback."""
-
-    study: str
-    workers: int
-    gpus_per_trial: float
-    address: str | None
-    verbose: bool
-    trial_timeout_s: float | None = None
-
-    @property
-    def shares_gpu(self) -> bool:
-        """Whether trials share one."""
-        return 0 < self.gpus_per_trial < 1
-
-    def resources(self, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
-        """What Tune reserves for a trial of this configuration."""
-        gpus = 1.0 if config.get("is_alone") else self.gpus_per_trial
-        return tune.PlacementGroupFactory([{"CPU": 1, "GPU": gpus} if gpus else {"CPU": 1}])
 
 
 class ControllerActor:
@@ -116,13 +91,18 @@ class RemoteController:
         self._call("restore", "restore", self.states)
 
     def _start(self) -> None:
-        options = {"name": self.name, "namespace": NAMESPACE}
-        try:
-            self.actor = ray.remote(num_cpus=0)(ControllerActor).options(**options).remote(self.make)
-        except ValueError as error:  # Ray's for a name that is taken
-            raise UserError(
-                f"{self.name} runs in this cluster already, for another database; give --study NAME"
-            ) from error
+        actor = ray.remote(num_cpus=0)(ControllerActor).options(name=self.name, namespace=NAMESPACE)
+        until = time.monotonic() + NAME_TAKEN_S
+        while True:
+            try:
+                self.actor = actor.remote(self.make)
+                return
+            except ValueError as error:  # Ray's for a name that is taken
+                if time.monotonic() > until:
+                    raise UserError(
+                        f"{self.name} runs in this cluster already, for another database; give --study NAME"
+                    ) from error
+                time.sleep(0.5)
 
     def _call(self, method: str, name: str, argument: Any) -> Any:
         while True:
@@ -157,8 +137,16 @@ class RemoteController:
 class Trial(tune.Trainable):  # type: ignore[misc]  # Ray ships without types
     """A Tune trial of one step: the evaluation of one graph. Actors are reused from trial to trial."""
 
-    def setup(self, config: dict[str, Any], source: ProxySource, study: str, timeout_s: float | None) -> None:
+    def setup(
+        self,
+        config: dict[str, Any],
+        source: ProxySource,
+        study: str,
+        timeout_s: float | None,
+        delivery: Delivery | None,
+    ) -> None:
         self.source = source
+        self.delivery = delivery
         self.timeout_s = timeout_s
         self.metrics = TrialMetrics(study)
         self.reset_config(config)
@@ -171,6 +159,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]  # Ray ships without types
         config = self.config
         graph = Architecture.from_dict(config["graph"])
         try:
+            if self.delivery is not None:
+                self.delivery.fetch()
             outcome = evaluate(
                 self.source,
                 graph,
@@ -180,7 +170,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]  # Ray ships without types
                 timeout_s=self.timeout_s,
             )
         except UserError as error:
-            return {"mistake": str(error), "reward": None, "done": True}
+            where = f" (on {socket.gethostname()})" if self.delivery is not None else ""
+            return {"mistake": f"{error}{where}", "reward": None, "done": True}
         self.metrics.show(outcome)
         end = outcome.cause or f"AP {outcome.ap:.4f}"
         print(f"episode {self.config['episode']}: {end} in {outcome.seconds:.1f} s", flush=True)  # the worker's log
@@ -188,14 +179,15 @@ class Trial(tune.Trainable):  # type: ignore[misc]  # Ray ships without types
 
 
 class PlanSearcher(Searcher):  # type: ignore[misc]
-    """Tune's view of a plan: jobs out, outcomes in.
+    """Tune's view of a plan: jobs out, outcomes in; as many at once as there is room for.
 
     Tune would take an error of ours for one of the trial's and go on, so the first one is kept and ends the search.
     """
 
-    def __init__(self, plan: Controlled, on_episodes: OnEpisodes) -> None:
+    def __init__(self, plan: Controlled, room: Callable[[], int], on_episodes: OnEpisodes) -> None:
         super().__init__(metric="reward", mode="max")
         self.plan = plan
+        self.room = room
         self.on_episodes = on_episodes
         self.evaluation_of: dict[str, int] = {}
         self.error: Exception | None = None
@@ -244,6 +236,8 @@ class PlanSearcher(Searcher):  # type: ignore[misc]
                 self.error = problem
 
     def _suggest(self, trial_id: str) -> Any:
+        if len(self.evaluation_of) >= self.room():
+            return None
         before = self.plan.settled
         job = self.plan.next()
         if self.plan.settled > before:
@@ -320,57 +314,22 @@ def outcome_of_death(error: Exception | None) -> Outcome:
     return Outcome(None, Cause.OOM if is_memory else Cause.LOST, detail=detail)
 
 
-@contextmanager
-def ray_session(cluster: Cluster) -> Iterator[str]:
-    """Start or join Ray, and leave it at the end; yields its dashboard's address."""
-    for name in ("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "TUNE_DISABLE_SIGINT_HANDLER"):
-        os.environ.setdefault(name, "1")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new reporter prints even when told to be quiet
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # Tune's own state is never used
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths mean the same to trials
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # without a GPU of its own a trial sees none
-    if cluster.address is not None and cluster.address.startswith("ray://"):
-        raise UserError(f"--address {cluster.address}: give the cluster's own address (host:6379 or auto), run there")
-    options: dict[str, Any] = {"address": cluster.address or "local"}
-    if cluster.address is None:
-        cores = os.cpu_count() or 1
-        options |= {"num_cpus": max(cores, cluster.workers), "include_dashboard": True, "dashboard_host": "127.0.0.1"}
-    level = logging.INFO if cluster.verbose else logging.ERROR
-    _check_address(cluster.address)
-    try:
-        context = ray.init(namespace=NAMESPACE, logging_level=level, log_to_driver=cluster.verbose, **options)
-    except SystemExit:  # from Ray's own SIGTERM handler; its clean-up of a start that was cut short would abort
-        os._exit(TERMINATED)
-    except (ConnectionError, ValueError, RuntimeError) as error:  # the last for a cluster of other versions
-        where = f"--address {cluster.address}: no Ray cluster can be joined there" if cluster.address else "Ray"
-        raise UserError(f"{where} ({str(error).splitlines()[0]})") from error
-    exit_on_sigterm()  # Ray has put its own handler in place
-    try:
-        gpus = ray.cluster_resources().get("GPU", 0)
-        if cluster.gpus_per_trial > gpus:  # Ray would wait for them for ever
-            where = cluster.address or "this machine"
-            raise UserError(f"--gpus-per-trial {cluster.gpus_per_trial:g}: {where} has {gpus:g} GPUs; give less")
-        yield context.dashboard_url or ""
-    finally:
-        ray.shutdown()
+def run(
+    plan: Controlled,
+    source: ProxySource,
+    cluster: Cluster,
+    on_episodes: OnEpisodes,
+    delivery: Delivery | None = None,
+) -> None:
+    """Run a plan until it is finished, gives up (see plan.stopped) or is ended (plan.ending). Ray must be up.
 
-
-def _check_address(address: str | None) -> None:
-    """Ray tries an address where nothing listens for a quarter of an hour. Raises UserError at once."""
-    host, _, port = (address or "").rpartition(":")
-    if not (host and port.isdecimal()):
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
-    except (OSError, OverflowError) as error:
-        raise UserError(f"--address {address}: no Ray cluster can be joined there ({error})") from error
-
-
-def run(plan: Controlled, source: ProxySource, cluster: Cluster, on_episodes: OnEpisodes) -> None:
-    """Run a plan until it is finished, gives up (see plan.stopped) or is ended (plan.ending). Ray must be up."""
-    trial = tune.with_parameters(Trial, source=source, study=cluster.study, timeout_s=cluster.trial_timeout_s)
+    delivery: of what other machines of the cluster need first.
+    """
+    trial = tune.with_parameters(
+        Trial, source=source, study=cluster.study, timeout_s=cluster.trial_timeout_s, delivery=delivery
+    )
     trainable = tune.with_resources(trial, cluster.resources)
-    searcher = PlanSearcher(plan, on_episodes)
+    searcher = PlanSearcher(plan, Room(cluster).trials, on_episodes)
     if not cluster.verbose:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the searcher says what failed
     with tempfile.TemporaryDirectory(prefix="nas-tune-") as scratch:
@@ -379,7 +338,7 @@ def run(plan: Controlled, source: ProxySource, cluster: Cluster, on_episodes: On
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 num_samples=-1,
-                max_concurrent_trials=cluster.workers,
+                max_concurrent_trials=MOST_TRIALS,  # Tune would ask for one at a time without
                 reuse_actors=True,
                 trial_name_creator=_name,
                 trial_dirname_creator=_name,

@@ -16,7 +16,7 @@ from tests.nas.fakes import schedule
 
 
 def searching(store: Store, episodes: int) -> PlanSearcher:
-    return PlanSearcher(Controlled(schedule(store, episodes), store, 1), lambda episodes: None)
+    return PlanSearcher(Controlled(schedule(store, episodes), store, 1), lambda: 100, lambda episodes: None)
 
 
 @pytest.fixture
@@ -41,6 +41,20 @@ def test_proposes_until_a_batch_must_end_then_finishes(searcher: PlanSearcher) -
             number += 1
     assert searcher.suggest("x") == Searcher.FINISHED
     assert [e.state for e in searcher.plan.store.episodes(1)].count(State.RUNNING) == 0
+
+
+def test_hands_out_no_more_than_there_is_room_for(tmp_path: Path) -> None:
+    room = 2
+    searcher = searching(Store(str(tmp_path / "s.db")), 12)
+    searcher.room = lambda: room
+    assert isinstance(searcher.suggest("a"), dict)
+    assert isinstance(searcher.suggest("b"), dict)
+    assert searcher.suggest("c") is None
+    searcher.on_trial_complete("a", done(0.1))
+    assert isinstance(searcher.suggest("c"), dict)
+    assert searcher.suggest("d") is None
+    room = 3  # a machine has joined
+    assert isinstance(searcher.suggest("d"), dict)
 
 
 def test_a_graph_whose_workers_die_is_tried_again_then_lost_and_no_reward(searcher: PlanSearcher) -> None:

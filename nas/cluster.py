@@ -1,0 +1,190 @@
+"""The machines that trials run on: Ray on this one, or a cluster that is joined."""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from detector.cache import build_once, cache_folder
+from detector.command import TERMINATED, exit_on_sigterm
+from detector.errors import UserError
+
+NAMESPACE = "nas"
+CONNECT_TIMEOUT_S = 10.0
+COUNT_EVERY_S = 1.0
+CHUNK_BYTES = 64 * 2**20
+OURS = ("nas", "controller", "detector", "experiments")  # packages
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a study asks for. address None starts Ray on this machine, with its dashboard on loopback.
+
+    workers None: as many trials as there is room for, on machines that join later, too. gpus_per_trial None: one where
+    there are any.
+    """
+
+    study: str
+    workers: int | None
+    gpus_per_trial: float | None
+    address: str | None
+    verbose: bool
+    trial_timeout_s: float | None = None
+
+    @property
+    def shares_gpu(self) -> bool:
+        """Whether trials share one."""
+        return 0 < (self.gpus_per_trial or 0) < 1
+
+    def resources(self, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+        """What Tune reserves for a trial of this configuration."""
+        gpus = 1.0 if config.get("is_alone") else self.gpus_per_trial
+        return tune.PlacementGroupFactory([{"CPU": 1, "GPU": gpus} if gpus else {"CPU": 1}])
+
+
+class Room:
+    """How many trials the machines can hold at once, machines that have joined or left meanwhile included."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self._counted = -COUNT_EVERY_S
+        self._trials = 0
+
+    def trials(self) -> int:
+        """At least one: on a cluster that grows by what is asked for, something must be."""
+        if self.cluster.workers is not None:
+            return self.cluster.workers
+        if time.monotonic() - self._counted >= COUNT_EVERY_S:
+            self._counted = time.monotonic()
+            alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            gpus = self.cluster.gpus_per_trial or 0
+            self._trials = max(1, sum(room(r.get("CPU", 0), r.get("GPU", 0), gpus) for r in alive))
+        return self._trials
+
+
+def room(cpus: float, gpus: float, gpus_per_trial: float) -> int:
+    """Trials that one machine can hold: each takes a core, and no share of a GPU is on two of them."""
+    if not gpus_per_trial:
+        return int(cpus)
+    of_gpus = int(gpus) * int(1 / gpus_per_trial) if gpus_per_trial < 1 else int(gpus // gpus_per_trial)
+    return min(int(cpus), of_gpus)
+
+
+class Prepared:
+    """Hands out folders of the driver's cache. An actor on the driver's machine.
+
+    Other machines do not prepare the proxy anew: it would take as long again, and trained on other hardware the weights
+    that trials share would differ, and with them rewards from machine to machine.
+    """
+
+    def __init__(self, cache: Path) -> None:
+        self.cache = cache
+
+    def files(self, name: str) -> list[tuple[str, int]]:
+        """Names and sizes."""
+        return [(path.name, path.stat().st_size) for path in sorted((self.cache / name).iterdir())]
+
+    def read(self, name: str, file: str, offset: int) -> bytes:
+        """CHUNK_BYTES from there, or what is left."""
+        with open(self.cache / name / file, "rb") as content:
+            content.seek(offset)
+            return content.read(CHUNK_BYTES)
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """Folders of the driver's cache, for machines that do not have them yet."""
+
+    prepared: Any  # the actor's handle
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> "Delivery":
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Prepared)
+        return cls(actor.options(scheduling_strategy=here).remote(cache_folder()), tuple(names))
+
+    def fetch(self) -> None:
+        """Once a machine. Raises UserError if the cache cannot be written there."""
+        for name in self.names:
+            build_once(name, partial(self._copy, name))
+
+    def _copy(self, name: str, folder: Path) -> None:
+        for file, size in ray.get(self.prepared.files.remote(name)):
+            with open(folder / file, "wb") as copy:
+                for offset in range(0, size, CHUNK_BYTES):
+                    copy.write(ray.get(self.prepared.read.remote(name, file, offset)))
+
+
+@contextmanager
+def ray_session(cluster: Cluster) -> Iterator[tuple[Cluster, str]]:
+    """Start or join Ray, and leave it at the end; yields the cluster, with what it left open decided by what is there,
+    and its dashboard's address. Raises UserError.
+    """
+    for name in ("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "TUNE_DISABLE_SIGINT_HANDLER"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new reporter prints even when told to be quiet
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # Tune's own state is never used
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths mean the same to trials
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # without a GPU of its own a trial sees none
+    level = logging.INFO if cluster.verbose else logging.ERROR
+    try:
+        context = ray.init(namespace=NAMESPACE, logging_level=level, log_to_driver=cluster.verbose, **_where(cluster))
+    except SystemExit:  # from Ray's own SIGTERM handler; its clean-up of a start that was cut short would abort
+        os._exit(TERMINATED)
+    except (ConnectionError, ValueError, RuntimeError) as error:  # the last for a cluster of other versions
+        reason = str(error).splitlines()[0]
+        if cluster.address is None:
+            raise UserError(f"Ray cannot start here ({reason})") from error
+        needs = "" if os.environ.get("RAY_AUTH_MODE") else "; one that asks for a token needs RAY_AUTH_MODE=token here"
+        raise UserError(f"--address {cluster.address}: no Ray cluster can be joined there ({reason}){needs}") from error
+    exit_on_sigterm()  # Ray has put its own handler in place
+    try:
+        yield _decided(cluster), context.dashboard_url or ""
+    finally:
+        ray.shutdown()
+
+
+def _where(cluster: Cluster) -> dict[str, Any]:
+    """For ray.init."""
+    if cluster.address is None:
+        cores = max(os.cpu_count() or 1, cluster.workers or 1)
+        return {"address": "local", "num_cpus": cores, "include_dashboard": True, "dashboard_host": "127.0.0.1"}
+    if cluster.address.startswith("ray://"):
+        raise UserError(f"--address {cluster.address}: give the cluster's own address (host:6379 or auto), run there")
+    _check_address(cluster.address)
+    # Machines of the cluster need what we depend on, not us: they run the code of this process, whatever they have.
+    folders = [location for name in OURS for location in getattr(find_spec(name), "submodule_search_locations", [])]
+    return {"address": cluster.address, "runtime_env": {"py_modules": folders}}
+
+
+def _check_address(address: str) -> None:
+    """Ray tries an address where nothing listens for a quarter of an hour. Raises UserError at once."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--address {address}: no Ray cluster can be joined there ({error})") from error
+
+
+def _decided(cluster: Cluster) -> Cluster:
+    gpus = ray.cluster_resources().get("GPU", 0)
+    if cluster.gpus_per_trial is None:
+        return replace(cluster, gpus_per_trial=float(gpus >= 1))
+    if cluster.gpus_per_trial > gpus:  # Ray would wait for them for ever
+        where = cluster.address or "this machine"
+        raise UserError(f"--gpus-per-trial {cluster.gpus_per_trial:g}: {where} has {gpus:g} GPUs; give less")
+    return cluster
