@@ -1,4 +1,4 @@
-"""What disks and rights do to a store: one clear line, and nothing lost. And that databases of earlier releases open."""
+"""What disks and rights do to a store: one clear line, nothing lost. And databases of earlier releases open."""
 
 import os
 import shutil
