@@ -38,7 +38,7 @@ import psutil
 EPISODES = 60
 KINDS = ("driver", "group", "terminate", "worker", "controller", "node", "proposed", "unlearned", "unwritten")
 POINTS = ("proposed", "unlearned", "unwritten")
-OF_A_PROCESS = {"worker": "ray::ResourceTrainable", "controller": "ControllerActor"}
+OF_A_PROCESS = {"worker": "ray::Trial", "controller": "ControllerActor"}
 MOST_KILLS = 6  # of one search; a run of nas-search forgives three deaths of its controller
 CLUSTERS = 0.2  # share of the searches that run on a cluster, if nodes are to be lost
 STARTS = 5  # of a search that nobody kills any more

@@ -74,6 +74,7 @@ def _search_parser() -> Parser:
     parser.add_argument("--gpus-per-trial", type=_share, metavar="X", help="default: 1, or 0 without a GPU")
     parser.add_argument("--trial-timeout", type=_positive, metavar="S", help="seconds after which a trial has failed")
     parser.add_argument("--address", metavar="ADDR", help="a running Ray cluster to join")
+    parser.add_argument("--tensorboard", type=Path, metavar="DIR", help="where to write its events: DIR/STUDY")
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages")
     return parser
 
@@ -209,6 +210,7 @@ def _run(
     # Ray takes seconds to import.
     from nas.cluster import Delivery, ray_session
     from nas.metrics import SearchMetrics
+    from nas.scalars import Scalars
     from nas.search import RemoteController, run
 
     cluster = _cluster(args)
@@ -242,11 +244,14 @@ def _run(
                 shares_gpu=cluster.shares_gpu,
             )
 
-            metrics = SearchMetrics(args.study)
+            shown: list[SearchMetrics | Scalars] = [SearchMetrics(args.study)]
+            if args.tensorboard is not None:
+                shown.append(Scalars(args.tensorboard / args.study, schedule.episodes.values()))
 
             def on_episodes(ended: list[Episode]) -> None:
                 controller.note(ended)
-                metrics.show(schedule.episodes.values(), schedule.version, controller.entropy)
+                for figures in shown:
+                    figures.show(schedule.episodes.values(), schedule.version, controller.entropy)
                 rewards = [e.reward for e in schedule.episodes.values() if e.reward is not None]
                 best = f", best reward {max(rewards):.4f}" if rewards else ""
                 progress(f"searching{best}", schedule.settled, schedule.total)

@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from detector.cache import build_once, cache_folder
@@ -46,11 +45,6 @@ class Cluster:
     def shares_gpu(self) -> bool:
         """Whether trials share one."""
         return 0 < (self.gpus_per_trial or 0) < 1
-
-    def resources(self, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
-        """What Tune reserves for a trial of this configuration."""
-        gpus = 1.0 if config.get("is_alone") else self.gpus_per_trial
-        return tune.PlacementGroupFactory([{"CPU": 1, "GPU": gpus} if gpus else {"CPU": 1}])
 
 
 class Room:

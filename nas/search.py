@@ -137,6 +137,12 @@ class RemoteController:
 class Trial(tune.Trainable):  # type: ignore[misc]  # Ray ships without types
     """A Tune trial of one step: the evaluation of one graph. Actors are reused from trial to trial."""
 
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        """What Tune reserves for the trial."""
+        gpus = config["gpus"]
+        return tune.PlacementGroupFactory([{"CPU": 1, "GPU": gpus} if gpus else {"CPU": 1}])
+
     def setup(
         self,
         config: dict[str, Any],
@@ -184,10 +190,13 @@ class PlanSearcher(Searcher):  # type: ignore[misc]
     Tune would take an error of ours for one of the trial's and go on, so the first one is kept and ends the search.
     """
 
-    def __init__(self, plan: Controlled, room: Callable[[], int], on_episodes: OnEpisodes) -> None:
+    def __init__(
+        self, plan: Controlled, room: Callable[[], int], on_episodes: OnEpisodes, gpus_per_trial: float = 0.0
+    ) -> None:
         super().__init__(metric="reward", mode="max")
         self.plan = plan
         self.room = room
+        self.gpus_per_trial = gpus_per_trial
         self.on_episodes = on_episodes
         self.evaluation_of: dict[str, int] = {}
         self.error: Exception | None = None
@@ -253,7 +262,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc]
             "seed": seed,
             "steps": steps,
             "is_timed": job.is_timed,
-            "is_alone": job.is_alone,
+            "gpus": 1.0 if job.is_alone else self.gpus_per_trial,
         }
 
     def __getstate__(self) -> dict[str, Any]:
@@ -328,13 +337,13 @@ def run(
     trial = tune.with_parameters(
         Trial, source=source, study=cluster.study, timeout_s=cluster.trial_timeout_s, delivery=delivery
     )
-    trainable = tune.with_resources(trial, cluster.resources)
-    searcher = PlanSearcher(plan, Room(cluster).trials, on_episodes)
+    trial.__qualname__ = Trial.__name__  # what the dashboard shows
+    searcher = PlanSearcher(plan, Room(cluster).trials, on_episodes, cluster.gpus_per_trial or 0.0)
     if not cluster.verbose:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the searcher says what failed
     with tempfile.TemporaryDirectory(prefix="nas-tune-") as scratch:
         tuner = tune.Tuner(
-            trainable,
+            trial,
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 num_samples=-1,

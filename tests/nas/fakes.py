@@ -58,6 +58,7 @@ def schedule(
     name: str = "default",
     budget: Budget = BUDGET,
     rung_steps: int | None = None,
+    shares_gpu: bool = False,
 ) -> Schedule:
     study_id = store.open_study(Study(name, {"search": SEARCH.model_dump(mode="json")}, 0, "data"))
     return Schedule(
@@ -73,6 +74,7 @@ def schedule(
         seed=0,
         steps=3,
         rung_steps=rung_steps,
+        shares_gpu=shares_gpu,
     )
 
 

@@ -148,7 +148,7 @@ def wait_for(folder: Path, settled: int) -> None:
 
 def kill_a_worker(driver: subprocess.Popen) -> None:
     """One of the processes that run trials."""
-    kill_child(driver, "ray::ResourceTrainable")
+    kill_child(driver, "ray::Trial")
 
 
 def kill_child(driver: subprocess.Popen, name: str) -> None:

@@ -10,7 +10,7 @@ from ray.tune.search import Searcher
 
 from detector.errors import UserError
 from nas.control import Controlled
-from nas.search import PlanSearcher
+from nas.search import PlanSearcher, Trial
 from nas.store import Action, Cause, Outcome, State, Store
 from tests.nas.fakes import schedule
 
@@ -55,6 +55,19 @@ def test_hands_out_no_more_than_there_is_room_for(tmp_path: Path) -> None:
     assert searcher.suggest("d") is None
     room = 3  # a machine has joined
     assert isinstance(searcher.suggest("d"), dict)
+
+
+def test_a_graph_that_needs_a_gpu_of_its_own_gets_one(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    store = Store(str(tmp_path / "s.db"))
+    plan = schedule(store, 12, shares_gpu=True)
+    searcher = PlanSearcher(Controlled(plan, store, 1), lambda: 100, lambda episodes: None, gpus_per_trial=0.25)
+    first, second = searcher.suggest("a"), searcher.suggest("b")
+    assert Trial.default_resource_request(first).required_resources == {"CPU": 1, "GPU": 0.25}
+    searcher.on_trial_complete("b", {"outcome": tuple(Outcome(None, Cause.OOM, 0.1, "here"))})
+    again = searcher.suggest("c")
+    assert again["graph"] == second["graph"]
+    assert Trial.default_resource_request(again).required_resources == {"CPU": 1, "GPU": 1.0}
 
 
 def test_a_graph_whose_workers_die_is_tried_again_then_lost_and_no_reward(searcher: PlanSearcher) -> None:
