@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -112,6 +113,10 @@ class Architecture:
         Cells compare as (inputs, level, op). The minimum is found greedily; where two cells look the same so far,
         both orders are followed.
         """
+        return self._canonical
+
+    @cached_property
+    def _canonical(self) -> "Architecture":
         orders: list[tuple[int, ...]] = [()]  # orders of original cells whose serialisations are equal so far
         cells: list[MergeCell] = []
         for position in range(len(self.cells)):
@@ -165,7 +170,7 @@ class Architecture:
             waiting.sort(key=lambda entry: (len(entry[1]), -entry[0]))  # the longest next, of these the closest
         return best
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """SHA-256 of the canonical graph: equal exactly for isomorphic graphs."""
         graph = self.canonical().to_dict()

@@ -36,17 +36,34 @@ class NasFpnSpace:
         return {"input": NUM_LEVELS + self.num_cells - 1, "level": NUM_LEVELS, "op": len(OPS)}
 
     def mask(self, prefix: Sequence[int]) -> NDArray[np.bool_]:
+        """Read-only where it does not depend on the decisions: policies ask for hundreds a proposal."""
         cell, part = divmod(len(prefix), len(CELL_DECISIONS))
-        kind = CELL_DECISIONS[part]
-        valid = np.ones(self.sizes[kind], bool)
-        if kind == "input":
-            valid[NUM_LEVELS + cell :] = False
-            if part == 1:
-                valid[prefix[-1]] = False
-        elif kind == "level":
-            first_output = self.num_cells - NUM_LEVELS
-            earlier = prefix[2 + 4 * first_output :: 4] if cell > first_output else ()
-            valid[list(earlier)] = False
+        if part == 0:
+            return self._sources[cell]
+        if part == 3:
+            return self._ops
+        if part == 1:
+            others = self._sources[cell].copy()
+            others[prefix[-1]] = False
+            return others
+        first_output = self.num_cells - NUM_LEVELS
+        free = np.ones(NUM_LEVELS, bool)
+        if cell > first_output:
+            free[list(prefix[2 + 4 * first_output :: 4])] = False
+        return free
+
+    @cached_property
+    def _sources(self) -> list[NDArray[np.bool_]]:
+        """For each cell the features that are there before it: (inputs,)."""
+        valid = [np.arange(self.sizes["input"]) < NUM_LEVELS + cell for cell in range(self.num_cells)]
+        for mask in valid:
+            mask.setflags(write=False)
+        return valid
+
+    @cached_property
+    def _ops(self) -> NDArray[np.bool_]:
+        valid = np.ones(len(OPS), bool)
+        valid.setflags(write=False)
         return valid
 
     def architecture(self, decisions: Sequence[int]) -> Architecture:

@@ -58,7 +58,6 @@ def test_hands_out_no_more_than_there_is_room_for(tmp_path: Path) -> None:
 
 
 def test_a_graph_that_needs_a_gpu_of_its_own_gets_one(tmp_path: Path) -> None:
-    pytest.importorskip("ray")
     store = Store(str(tmp_path / "s.db"))
     plan = schedule(store, 12, shares_gpu=True)
     searcher = PlanSearcher(Controlled(plan, store, 1), lambda: 100, lambda episodes: None, gpus_per_trial=0.25)
