@@ -21,6 +21,7 @@ class Progress:
         self.phase = ""
         self.started = self.printed = 0.0
         self.first_step = 0
+        self.is_under_way = False
 
     def __call__(self, what: str, step: int, steps: int) -> None:
         phase = what.split(",")[0]
@@ -28,6 +29,9 @@ class Progress:
             self._close()
             self.phase, self.first_step = phase, step
             self.started, self.printed = time.monotonic(), 0.0
+            self.is_under_way = False
+        elif step > self.first_step and not self.is_under_way:  # the first step may have waited for processes to start
+            self.is_under_way, self.first_step, self.started = True, step, time.monotonic()
         if self.console.is_terminal:
             self._draw(what, step, steps)
         elif step >= steps or time.monotonic() - self.printed >= LINE_EVERY_S:

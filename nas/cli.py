@@ -70,7 +70,9 @@ def _search_parser() -> Parser:
         "--confirm", type=_runs, metavar="N", help="runs of the best graphs with new seeds; default: episodes / 6"
     )
     parser.add_argument("--seed", type=count(0, MAX_SEED), default=0, metavar="N", help="of the study")
-    parser.add_argument("--workers", type=count(1), metavar="N", help="trials at a time; default: GPUs, else cores")
+    parser.add_argument(
+        "--workers", type=count(1), metavar="N", help="trials at a time; default: what fits on GPUs or cores"
+    )
     parser.add_argument("--gpus-per-trial", type=_share, metavar="X", help="default: 1, or 0 without a GPU")
     parser.add_argument("--trial-timeout", type=_positive, metavar="S", help="seconds after which a trial has failed")
     parser.add_argument("--address", metavar="ADDR", help="a running Ray cluster to join")
