@@ -1,6 +1,7 @@
 """nas-search."""
 
 import argparse
+import contextlib
 import logging
 import math
 import os
@@ -218,7 +219,7 @@ def _run(
     cluster = _cluster(args)
     source = ProxySource.of(config, args.data and args.data.absolute(), prior, data.hash)
     space = space_around(prior)
-    with Progress() as progress:
+    with Progress() as progress, contextlib.ExitStack() as closing:
         prepared = prepare_proxy(config, data, prior, choose_device(), progress)
         torch.cuda.empty_cache()  # the device belongs to the trials now
         print(f"prepared in {time.monotonic() - start:.0f} s", flush=True)
@@ -248,7 +249,9 @@ def _run(
 
             shown: list[SearchMetrics | Scalars] = [SearchMetrics(args.study)]
             if args.tensorboard is not None:
-                shown.append(Scalars(args.tensorboard / args.study, schedule.episodes.values()))
+                scalars = Scalars(args.tensorboard / args.study)
+                closing.callback(scalars.close)
+                shown.append(scalars)
 
             def on_episodes(ended: list[Episode]) -> None:
                 controller.note(ended)
@@ -292,10 +295,12 @@ def _cluster(args: argparse.Namespace) -> "Cluster":
     """Raises UserError for GPUs that this machine does not have: Ray would wait for ever."""
     from nas.cluster import Cluster  # Ray takes seconds to import
 
-    gpus, per_trial = torch.cuda.device_count(), args.gpus_per_trial or 0.0
+    gpus, per_trial = torch.cuda.device_count(), args.gpus_per_trial
+    if args.address is None and per_trial is None:  # Ray also counts GPUs that PyTorch here cannot use
+        per_trial = float(gpus > 0)
     if args.address is None and per_trial > gpus:
         raise UserError(f"--gpus-per-trial {per_trial:g}: this machine has {gpus} GPUs; give less, or --address ADDR")
-    return Cluster(args.study, args.workers, args.gpus_per_trial, args.address, args.verbose, args.trial_timeout)
+    return Cluster(args.study, args.workers, per_trial, args.address, args.verbose, args.trial_timeout)
 
 
 def _say_found(args: argparse.Namespace, store: Store, study_id: int) -> None:

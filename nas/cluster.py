@@ -23,6 +23,7 @@ NAMESPACE = "nas"
 CONNECT_TIMEOUT_S = 10.0
 COUNT_EVERY_S = 1.0
 CHUNK_BYTES = 64 * 2**20
+NO_GPU = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"  # without a GPU of its own a trial sees none
 OURS = ("nas", "controller", "detector", "experiments")  # packages
 
 
@@ -61,9 +62,7 @@ class Room:
             return self.cluster.workers
         if time.monotonic() - self._counted >= COUNT_EVERY_S:
             self._counted = time.monotonic()
-            alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            gpus = self.cluster.gpus_per_trial or 0
-            self._trials = max(1, sum(room(r.get("CPU", 0), r.get("GPU", 0), gpus) for r in alive))
+            self._trials = max(1, sum(rooms(self.cluster.gpus_per_trial or 0)))
         return self._trials
 
 
@@ -73,6 +72,12 @@ def room(cpus: float, gpus: float, gpus_per_trial: float) -> int:
         return int(cpus)
     of_gpus = int(gpus) * int(1 / gpus_per_trial) if gpus_per_trial < 1 else int(gpus // gpus_per_trial)
     return min(int(cpus), of_gpus)
+
+
+def rooms(gpus_per_trial: float) -> list[int]:
+    """Trials that each machine that is there can hold."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [room(found.get("CPU", 0), found.get("GPU", 0), gpus_per_trial) for found in alive]
 
 
 class Prepared:
@@ -105,20 +110,27 @@ class Delivery:
 
     @classmethod
     def of(cls, names: Sequence[str]) -> "Delivery":
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Prepared)
-        return cls(actor.options(scheduling_strategy=here).remote(cache_folder()), tuple(names))
+        return cls(actor.options(scheduling_strategy=here()).remote(cache_folder()), tuple(names))
 
     def fetch(self) -> None:
         """Once a machine. Raises UserError if the cache cannot be written there."""
-        for name in self.names:
-            build_once(name, partial(self._copy, name))
+        try:
+            for name in self.names:
+                build_once(name, partial(self._copy, name))
+        except OSError as error:
+            raise UserError(f"the cache folder {cache_folder()} cannot be written ({error.strerror})") from error
 
     def _copy(self, name: str, folder: Path) -> None:
         for file, size in ray.get(self.prepared.files.remote(name)):
             with open(folder / file, "wb") as copy:
                 for offset in range(0, size, CHUNK_BYTES):
                     copy.write(ray.get(self.prepared.read.remote(name, file, offset)))
+
+
+def here() -> NodeAffinitySchedulingStrategy:
+    """Keeps an actor on the driver's machine: others may leave, and their processors may calculate otherwise."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 @contextmanager
@@ -131,7 +143,7 @@ def ray_session(cluster: Cluster) -> Iterator[tuple[Cluster, str]]:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new reporter prints even when told to be quiet
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # Tune's own state is never used
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths mean the same to trials
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # without a GPU of its own a trial sees none
+    os.environ.setdefault(NO_GPU, "1")
     level = logging.INFO if cluster.verbose else logging.ERROR
     try:
         context = ray.init(namespace=NAMESPACE, logging_level=level, log_to_driver=cluster.verbose, **_where(cluster))
@@ -139,6 +151,10 @@ def ray_session(cluster: Cluster) -> Iterator[tuple[Cluster, str]]:
         os._exit(TERMINATED)
     except (ConnectionError, ValueError, RuntimeError) as error:  # the last for a cluster of other versions
         reason = str(error).splitlines()[0]
+        if "runtime_env" in str(error):
+            raise UserError(
+                f"--address {cluster.address}: the job's own runtime environment differs ({reason})"
+            ) from error
         if cluster.address is None:
             raise UserError(f"Ray cannot start here ({reason})") from error
         needs = "" if os.environ.get("RAY_AUTH_MODE") else "; one that asks for a token needs RAY_AUTH_MODE=token here"
@@ -160,7 +176,8 @@ def _where(cluster: Cluster) -> dict[str, Any]:
     _check_address(cluster.address)
     # Machines of the cluster need what we depend on, not us: they run the code of this process, whatever they have.
     folders = [location for name in OURS for location in getattr(find_spec(name), "submodule_search_locations", [])]
-    return {"address": cluster.address, "runtime_env": {"py_modules": folders}}
+    shipped = {"py_modules": folders, "env_vars": {NO_GPU: "1"}}  # their Ray runs already, with its own environment
+    return {"address": cluster.address, "runtime_env": shipped}
 
 
 def _check_address(address: str) -> None:
@@ -176,9 +193,11 @@ def _check_address(address: str) -> None:
 
 def _decided(cluster: Cluster) -> Cluster:
     gpus = ray.cluster_resources().get("GPU", 0)
-    if cluster.gpus_per_trial is None:
-        return replace(cluster, gpus_per_trial=float(gpus >= 1))
-    if cluster.gpus_per_trial > gpus:  # Ray would wait for them for ever
+    per_trial = float(gpus >= 1) if cluster.gpus_per_trial is None else cluster.gpus_per_trial
+    if per_trial and max(rooms(per_trial)) == 0:  # Ray would wait for them for ever
         where = cluster.address or "this machine"
-        raise UserError(f"--gpus-per-trial {cluster.gpus_per_trial:g}: {where} has {gpus:g} GPUs; give less")
-    return cluster
+        raise UserError(
+            f"--gpus-per-trial {per_trial:g}: no machine of {where} has a core and so many GPUs ({gpus:g} in all); "
+            "give less"
+        )
+    return replace(cluster, gpus_per_trial=per_trial)

@@ -127,8 +127,9 @@ class TabularProxy:
 def prepare_proxy(
     config: Config, data: CocoData, prior: Architecture | None, device: torch.device, progress: OnProgress
 ) -> list[str]:
-    """Do once what all trials share, and find mistakes before the first of them; the folders of the cache that trials
-    need. Raises UserError.
+    """Do once what all trials share, and find mistakes before the first of them. Raises UserError.
+
+    The folders of the cache that were trained, and so must be the same for all trials.
     """
     if config.proxy.protocol == "frozen":
         pool = prepare(config, data, prior, device, progress)

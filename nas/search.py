@@ -19,7 +19,7 @@ from controller.proposer import ProposerState, Rewarded
 from detector.architecture import Architecture
 from detector.errors import UserError
 from nas.attempts import described
-from nas.cluster import NAMESPACE, Cluster, Delivery, Room
+from nas.cluster import NAMESPACE, Cluster, Delivery, Room, here
 from nas.control import Controlled
 from nas.metrics import TrialMetrics
 from nas.store import Action, Cause, Episode, Outcome
@@ -91,13 +91,17 @@ class RemoteController:
         self._call("restore", "restore", self.states)
 
     def _start(self) -> None:
-        actor = ray.remote(num_cpus=0)(ControllerActor).options(name=self.name, namespace=NAMESPACE)
+        actor = ray.remote(num_cpus=0)(ControllerActor).options(
+            name=self.name, namespace=NAMESPACE, scheduling_strategy=here()
+        )
         until = time.monotonic() + NAME_TAKEN_S
         while True:
             try:
                 self.actor = actor.remote(self.make)
                 return
-            except ValueError as error:  # Ray's for a name that is taken
+            except ValueError as error:
+                if "already taken" not in str(error):
+                    raise
                 if time.monotonic() > until:
                     raise UserError(
                         f"{self.name} runs in this cluster already, for another database; give --study NAME"

@@ -5,7 +5,8 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -57,24 +58,29 @@ sys.exit(with_store_errors("nas-search", command, argparse.Namespace(database=pa
 
 
 def as_nobody(act: Callable[[], bool]) -> bool:
-    """In a process without root's rights, which reach everywhere."""
+    """In a process without root's rights, which reach everywhere. Whatever happens there, it ends there."""
     child = os.fork()
     if child == 0:
-        if os.getuid() == 0:
-            os.setuid(65534)
-        os._exit(0 if act() else 1)
+        try:
+            if os.getuid() == 0:
+                os.setuid(65534)
+            os._exit(0 if act() else 1)
+        finally:
+            os._exit(2)
     return os.waitpid(child, 0)[1] == 0
 
 
-def test_a_database_that_may_not_be_written_is_refused_and_can_be_read(tmp_path: Path) -> None:
-    folder = tmp_path / "open"
-    folder.mkdir()
-    path = folder / "nas.db"
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """One that others may read."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_a_database_that_may_not_be_written_is_refused_and_can_be_read(open_folder: Path) -> None:
+    path = open_folder / "nas.db"
     run(schedule(Store(str(path)), 4), workers=1)
-    for part in (tmp_path, folder):
-        part.chmod(0o755)
-    tmp_path.parent.chmod(0o755)
-    tmp_path.parent.parent.chmod(0o755)
     path.chmod(0o444)
 
     def is_refused() -> bool:
