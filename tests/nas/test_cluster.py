@@ -36,10 +36,10 @@ class Machines:
     def cache(self, number: int) -> Path:
         return self.folder / f"cache-{number}"
 
-    def join(self, **resources: float) -> None:
+    def join(self, num_cpus: int = 1, num_gpus: int = 0) -> None:
         number = len(self.nodes)
         env = {"NAS_CACHE": str(self.cache(number)), "PYTHONPATH": str(self.folder / "elsewhere")}
-        self.nodes.append(self.cluster.add_node(num_cpus=1, env_vars=env, **resources))
+        self.nodes.append(self.cluster.add_node(num_cpus=num_cpus, num_gpus=num_gpus, env_vars=env))
 
     def leave(self, number: int) -> None:
         """At once, with what runs on it."""
@@ -100,16 +100,23 @@ def test_no_trial_has_its_gpu_on_two_of_them(cpus: float, gpus: float, per_trial
 
 def test_room_follows_the_machines(machines: Machines) -> None:
     """Counted in another process: only one at a time may be part of a cluster."""
-    machines.join(num_gpus=2)
-    machines.join()
+    machines.join(num_cpus=4, num_gpus=2)
+    machines.join(num_cpus=1, num_gpus=1)
     script = """
 import sys
+from detector.errors import UserError
 from nas.cluster import Cluster, Room, ray_session
 for workers, gpus in ((None, None), (None, 0.0), (None, 0.25), (7, None)):
     with ray_session(Cluster("mine", workers, gpus, sys.argv[1], False)) as (cluster, _):
         print("room", Room(cluster).trials(), cluster.gpus_per_trial)
+try:
+    with ray_session(Cluster("mine", None, 3.0, sys.argv[1], False)):
+        print("room though no machine has three GPUs")
+except UserError as error:
+    print("room", error)
 """
     command = [sys.executable, "-c", script, machines.address]
     found = subprocess.run(command, capture_output=True, text=True, timeout=180)
     shown = [line for line in found.stdout.splitlines() if line.startswith("room")]
-    assert shown == ["room 1 1.0", "room 2 0.0", "room 1 0.25", "room 7 1.0"], found.stdout + found.stderr
+    assert shown[:-1] == ["room 3 1.0", "room 5 0.0", "room 5 0.25", "room 7 1.0"], found.stdout + found.stderr
+    assert shown[-1].startswith(f"room --gpus-per-trial 3: no machine of {machines.address} has")
