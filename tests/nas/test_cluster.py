@@ -1,9 +1,11 @@
 """A search on a Ray cluster of several machines, all of which are this one."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,12 @@ from detector.cache import cache_folder
 from nas.cluster import room
 from tests.nas.test_search import finish, settled, start, started, table, wait_for
 
-pytestmark = pytest.mark.ray
+pytestmark = [
+    pytest.mark.ray,
+    # Ray leaves sockets open that it has looked for free ports with.
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 EPISODES = ("--episodes", "24")
 
@@ -56,6 +63,11 @@ def machines(tmp_path: Path) -> Iterator[Machines]:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     made.cluster.shutdown()
+    with warnings.catch_warnings():  # or the next test's file would get it
+        warnings.simplefilter("ignore", ResourceWarning)
+        del made.cluster
+        made.nodes.clear()
+        gc.collect()
 
 
 @pytest.fixture(scope="module")
