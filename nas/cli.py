@@ -220,6 +220,11 @@ def _run(
     source = ProxySource.of(config, args.data and args.data.absolute(), prior, data.hash)
     space = space_around(prior)
     with Progress() as progress, contextlib.ExitStack() as closing:
+        shown: list[SearchMetrics | Scalars] = []
+        if args.tensorboard is not None:
+            scalars = Scalars(args.tensorboard / args.study)
+            closing.callback(scalars.close)
+            shown.append(scalars)
         prepared = prepare_proxy(config, data, prior, choose_device(), progress)
         torch.cuda.empty_cache()  # the device belongs to the trials now
         print(f"prepared in {time.monotonic() - start:.0f} s", flush=True)
@@ -247,11 +252,7 @@ def _run(
                 shares_gpu=cluster.shares_gpu,
             )
 
-            shown: list[SearchMetrics | Scalars] = [SearchMetrics(args.study)]
-            if args.tensorboard is not None:
-                scalars = Scalars(args.tensorboard / args.study)
-                closing.callback(scalars.close)
-                shown.append(scalars)
+            shown.append(SearchMetrics(args.study))
 
             def on_episodes(ended: list[Episode]) -> None:
                 controller.note(ended)

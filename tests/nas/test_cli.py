@@ -34,6 +34,7 @@ from tests.nas.fakes import BUDGET, SEARCH, SPACE, refused, run, schedule
         (["--workers", "x"], "--workers: x given"),
         (["--gpus-per-trial", "1.5"], "--gpus-per-trial: 1.5 given"),
         (["--algorithm", "magic"], "invalid choice: 'magic'"),
+        (["--config", "smoke", "--tensorboard", "/proc/x"], "--tensorboard: /proc/x/default cannot be written"),
     ],
 )
 def test_mistakes_are_one_line_exit_2_and_leave_nothing(here: Path, capsys, arguments: list[str], message: str) -> None:
