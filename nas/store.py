@@ -6,6 +6,7 @@ One process writes, the driver of a search; others read. Every method of Store i
 import contextlib
 import json
 import os
+import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -645,10 +646,23 @@ def _engine(database: str, read_only: bool) -> Engine:
     def _configure(connection: Any, _record: Any) -> None:
         connection.execute("PRAGMA foreign_keys=ON")
         if not read_only:
-            connection.execute("PRAGMA journal_mode=WAL")
+            _use_write_ahead_log(connection)
             connection.execute("PRAGMA synchronous=FULL")  # a committed reward survives a power cut
 
     return engine
+
+
+def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    """Readers and the writer do not wait for each other then. SQLite asks for the file alone, and does not wait for it."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def _has_log(path: Path) -> bool:

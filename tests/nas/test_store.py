@@ -3,6 +3,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from sqlalchemy import Engine, create_engine, text
@@ -175,12 +176,30 @@ def test_names_with_characters_of_urls_are_names(tmp_path: Path) -> None:
 
 
 def test_searches_that_make_a_database_at_the_same_time_all_get_it(database: str) -> None:
+    ready = Barrier(8)  # all of them find no database
+
+    def make(_: int) -> Store:
+        ready.wait()
+        return Store(database)
+
     with ThreadPoolExecutor(8) as pool:
-        stores = list(pool.map(lambda _: Store(database), range(8)))
+        stores = list(pool.map(make, range(8)))
     assert stores[0].open_study(STUDY) == 1
     assert stores[7].find_study(STUDY.name)[0] == 1
     for store in stores:
         store.close()
+
+
+def test_a_database_that_is_just_being_made_is_waited_for(tmp_path: Path) -> None:
+    """SQLite itself refuses at once to change a journal's mode while another one writes."""
+    path = tmp_path / "nas.db"
+    with ThreadPoolExecutor(1) as pool, sqlite3.connect(path) as other:
+        other.execute("BEGIN IMMEDIATE")
+        opening = pool.submit(Store, str(path))
+        with pytest.raises(TimeoutError):
+            opening.result(timeout=0.5)
+        other.rollback()
+        opening.result().close()
 
 
 def test_readers_need_no_right_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

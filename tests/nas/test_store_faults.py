@@ -32,10 +32,12 @@ def test_a_full_disk_is_one_line_and_the_search_goes_on_once_there_is_room(tmp_p
     """The system refuses to let any file grow beyond a limit, as it does when a disk is full."""
     script = """
 import argparse, resource, signal, sys
+import torch
 from nas.store import Store
 from nas.study_options import with_store_errors
 from tests.nas.fakes import run, schedule
 
+torch.set_num_threads(1)  # as here: another number rounds otherwise, and the policy would learn something else
 path, limit = sys.argv[1], int(sys.argv[2])
 search = schedule(Store(path), 24)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
