@@ -653,7 +653,7 @@ def _engine(database: str, read_only: bool) -> Engine:
 
 
 def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
-    """Readers and the writer do not wait for each other then. SQLite asks for the file alone, and does not wait for it."""
+    """So that readers and the writer do not block each other. SQLite wants the file alone for it, and does not wait."""
     deadline = time.monotonic() + BUSY_TIMEOUT_S
     while True:
         try:
