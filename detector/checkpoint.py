@@ -1,5 +1,6 @@
 """model.pt: weights, graph, configuration and classes together, so that the file describes itself."""
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,7 @@ class TrainedModel:
             "config": self.config.model_dump(mode="json", include={"data", "detector", "training"}),
             "classes": list(self.classes),
         }
-        partial = path.with_name(path.name + ".partial")
-        torch.save(content, partial)
-        os.replace(partial, path)
+        save_whole(content, path)
 
     @classmethod
     def load(cls, path: Path, device: torch.device) -> "TrainedModel":
@@ -68,6 +67,20 @@ class TrainedModel:
             reason = " ".join(str(error).split())
             raise UserError(f"{path}: is damaged ({type(error).__name__}: {reason})") from error
         return cls(model.to(device), graph, config, classes)
+
+
+def save_whole(content: dict[str, Any], path: Path) -> None:
+    """Whole, and on the disk, or not at all. Raises OSError."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # PyTorch's own writer says nothing but that it failed
+        partial.unlink(missing_ok=True)
+        raise error if isinstance(error, OSError) else OSError(errno.ENOSPC, "cannot be written") from error
+    os.replace(partial, path)
 
 
 SMALL_SIDE = 256  # pixels up to which the batched forms are the faster ones

@@ -5,7 +5,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from types import FrameType
@@ -92,6 +93,32 @@ def one_line(error: Exception) -> str:
 def exit_on_sigterm() -> None:
     """Leave through `finally` clauses when asked to terminate. For the main thread."""
     signal.signal(signal.SIGTERM, _terminate)
+
+
+@contextmanager
+def signals_wait() -> Iterator[list[int]]:
+    """SIGTERM and Ctrl-C are noted in the list that is yielded, and act at the end; the second one acts at once."""
+    received: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            restore()
+            signal.raise_signal(number)
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        restore()
+    if received:
+        signal.raise_signal(received[0])
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:

@@ -205,7 +205,8 @@ class TrainingConfig(OptimizationConfig):
     sampling: which images are drawn (detector/sampling.py); diversity_epsilon is class_diversity's. multi_scale (least,
     most): training images get a short side drawn from that range for each step, long sides cut to
     multi_scale_long_side; short_side and long_side remain the size at test. group_orientations: batches hold either
-    wide or high images.
+    wide or high images. average_decay: the result is the moving average of the weights with this decay (0.999, say),
+    not the last. evaluate_steps: the validation split's AP after every so many steps, too, and the best weights kept.
     """
 
     sampling: Sampling = "uniform"
@@ -217,6 +218,8 @@ class TrainingConfig(OptimizationConfig):
     group_orientations: bool = True
     flip: bool = True
     loader_workers: NonNegativeInt = 4
+    average_decay: float | None = Field(default=None, gt=0, lt=1)
+    evaluate_steps: PositiveInt | None = None
     seed: NonNegativeInt = 0
 
     @model_validator(mode="after")

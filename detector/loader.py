@@ -1,5 +1,6 @@
 """Images and ground truth to padded batches."""
 
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -138,11 +139,18 @@ class Loader:
             num_workers=self.workers,
             collate_fn=self.collate,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_leave_signals_to_the_trainer,
         )
         try:
             yield from loader
         except UserError as error:  # a loader process wraps it in its traceback, the message comes last
             raise UserError(str(error).strip().splitlines()[-1].removeprefix("detector.errors.UserError: ")) from error
+
+
+def _leave_signals_to_the_trainer(_worker: int) -> None:
+    """Ctrl-C and many schedulers' SIGTERM reach all processes, but it still needs the batch it waits for."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def training_loader(data: CocoData, training: TrainingConfig, multiple: int) -> Loader:

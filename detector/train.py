@@ -1,19 +1,22 @@
 """The training loop: any module whose forward returns losses, over any batches."""
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from detector.config import OptimizationConfig
 from detector.errors import NonFiniteLossError
 
 CHECK_EVERY = 10  # steps between looks at the loss; each look waits for the device
 OnCheck = Callable[[int, float], None]
+OnStep = Callable[[int], None]
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def train(
@@ -23,45 +26,133 @@ def train(
     device: torch.device,
     on_check: OnCheck | None = None,
 ) -> None:
-    """Fit `model` for config.steps steps. A batch has .to(device) and is unpacked into model.forward.
+    """Fit `model` for config.steps steps, as Training.run does."""
+    Training(model, config, device).run(batches, on_check)
 
-    on_check(step, mean loss since the last check) is called every CHECK_EVERY steps and after the last. Raises
-    NonFiniteLossError at the first check that finds the loss infinite or NaN.
+
+class Training(Generic[Model]):
+    """A module that is being fitted, with optimizer, schedule, scaler and how far it has come.
+
+    state() and load() carry it over an interruption: what went on from a state is equal, bit for bit on a CPU with as
+    many threads, to what was not interrupted.
     """
-    model.train()
-    optimizer = make_optimizer(model, config)
-    schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
-    dtype = getattr(torch, config.precision)
-    mixed = device.type == "cuda" and dtype != torch.float32
-    scaler = torch.amp.GradScaler(device.type, enabled=mixed and dtype == torch.float16)
-    total, steps_in_total = torch.zeros((), device=device), 0
-    for step, batch in zip(range(1, config.steps + 1), batches, strict=False):
-        with torch.autocast(device.type, dtype=dtype, enabled=mixed):
-            losses: dict[str, Tensor] = model(*batch.to(device))
+
+    def __init__(
+        self, model: Model, config: OptimizationConfig, device: torch.device, average_decay: float | None = None
+    ) -> None:
+        """average_decay: also keep a moving average of the weights."""
+        self.model = model
+        self.config = config
+        self.device = device
+        self.step = 0
+        self.optimizer = make_optimizer(model, config)
+        self.schedule = LambdaLR(self.optimizer, lambda step: learning_rate_factor(step, config))
+        self.dtype = getattr(torch, config.precision)
+        self.is_mixed = device.type == "cuda" and self.dtype != torch.float32
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.is_mixed and self.dtype == torch.float16)
+        self.average = None if average_decay is None else averaged(model, average_decay)
+        self._loss, self._checked = torch.zeros((), device=device), 0  # sum since the last check, and that step
+        self._random: dict[str, Any] | None = None
+
+    @property
+    def result(self) -> Model:
+        """With the averaged weights where there are some, else the last."""
+        return self.model if self.average is None else cast(Model, self.average.module)
+
+    def run(self, batches: Iterable[Any], on_check: OnCheck | None = None, on_step: OnStep | None = None) -> None:
+        """The steps that are left, config.steps in all, or as many as there are batches: those from self.step on.
+
+        A batch has .to(device) and is unpacked into model.forward. on_check(step, mean loss since the last check) is
+        called every CHECK_EVERY steps and after the last, on_step(step) after each, when state() is that of a whole
+        step. Raises NonFiniteLossError at the first check that finds the loss infinite or NaN.
+        """
+        self.model.train()
+        for _, batch in zip(range(self.step, self.config.steps), batches, strict=False):
+            if self._random is not None:  # here, since a loader draws a number when it starts
+                _set_random(self._random)
+                self._random = None
+            self._fit(batch)
+            if self.step % CHECK_EVERY == 0 or self.step == self.config.steps:
+                self._check(on_check)
+            if on_step is not None:
+                on_step(self.step)
+        if not torch.stack([weight.isfinite().all() for weight in self.model.state_dict().values()]).all():
+            raise NonFiniteLossError(
+                "the last training step made weights infinite or NaN; lower learning_rate or set clip_norm"
+            )
+
+    def _fit(self, batch: Any) -> None:
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.is_mixed):
+            losses: dict[str, Tensor] = self.model(*batch.to(self.device))
             loss = torch.stack(list(losses.values())).sum()
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        if config.clip_norm is not None:
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        scaler.step(optimizer)
-        scaler.update()
-        schedule.step()
-        total, steps_in_total = total + loss.detach(), steps_in_total + 1
-        if step % CHECK_EVERY == 0 or step == config.steps:
-            mean = float(total) / steps_in_total
-            if not math.isfinite(mean):
-                raise NonFiniteLossError(
-                    f"the training loss is {mean} by step {step} of {config.steps}; "
-                    "lower learning_rate or set clip_norm"
-                )
-            if on_check is not None:
-                on_check(step, mean)
-            total, steps_in_total = torch.zeros((), device=device), 0
-    if not torch.stack([weight.isfinite().all() for weight in model.state_dict().values()]).all():
-        raise NonFiniteLossError(
-            "the last training step made weights infinite or NaN; lower learning_rate or set clip_norm"
-        )
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if self.config.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self._loss, self.step = self._loss + loss.detach(), self.step + 1
+
+    def _check(self, on_check: OnCheck | None) -> None:
+        mean = float(self._loss) / (self.step - self._checked)
+        if not math.isfinite(mean):
+            raise NonFiniteLossError(
+                f"the training loss is {mean} by step {self.step} of {self.config.steps}; "
+                "lower learning_rate or set clip_norm"
+            )
+        if on_check is not None:
+            on_check(self.step, mean)
+        self._loss, self._checked = torch.zeros((), device=self.device), self.step
+
+    def state(self) -> dict[str, Any]:
+        """All of it, the random state included; of tensors and plain values."""
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "average": self.average and self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "loss": self._loss,
+            "checked": self._checked,
+            "random": _random(self.device),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        self._loss, self._checked = state["loss"].to(self.device), state["checked"]
+        self._random = state["random"]
+
+
+def averaged(model: nn.Module, decay: float) -> AveragedModel:
+    """The moving average of a module's weights and statistics, in .module; it starts as a copy."""
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+    average.requires_grad_(False)
+    return average
+
+
+def _random(device: torch.device) -> dict[str, Any]:
+    return {
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def _set_random(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"].cpu())
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
 
 
 def make_optimizer(model: nn.Module, config: OptimizationConfig) -> Optimizer:

@@ -4,8 +4,9 @@ import argparse
 import hashlib
 import json
 import logging
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,15 +19,16 @@ from detector.backbone import named_weights
 from detector.cascade_rcnn import CascadeRcnn, padding_multiple
 from detector.checkpoint import TrainedModel, make_model
 from detector.coco import CocoData, load_split
-from detector.command import Parser, guarded, write_json
+from detector.command import Parser, count, guarded, signals_wait, write_json
 from detector.config import DetectorSections, TrainingConfig, load_config, parse_config, presets
 from detector.errors import NonFiniteLossError, UserError
 from detector.evaluate import Metrics, coco_metrics
 from detector.inference import detect_split, views_of
-from detector.loader import training_loader
+from detector.loader import Batch, training_loader
 from detector.progress import Progress
+from detector.resume import Checkpoints
 from detector.sampling import Draws, draws_of, image_weights, single_class_share
-from detector.train import train
+from detector.train import Training
 from detector.transfer import transfer
 
 log = logging.getLogger(__name__)
@@ -37,7 +39,8 @@ OFFSETS = ".predict."  # of deformable convolutions: these do start anew
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of train-final."""
-    return guarded("train-final", lambda: _train_final(_parser().parse_args(argv)))
+    going_on = "interrupted; the same command goes on where it was"
+    return guarded("train-final", lambda: _train_final(_parser().parse_args(argv)), interrupted=going_on)
 
 
 def _parser() -> Parser:
@@ -51,6 +54,13 @@ def _parser() -> Parser:
     parser.add_argument("--data", type=Path, metavar="DIR", help="a data set in COCO form")
     parser.add_argument("--init", type=Path, metavar="FILE", help="start from this model.pt; its classes may differ")
     parser.add_argument("--output", type=Path, default=Path("runs/final"), metavar="DIR", help="where results go")
+    parser.add_argument(
+        "--checkpoint-minutes",
+        type=count(0),
+        default=10,
+        metavar="N",
+        help="how often to write what a restart goes on from; 0: after every step",
+    )
     return parser
 
 
@@ -58,7 +68,7 @@ def _train_final(args: argparse.Namespace) -> int:
     architecture = None if args.arch is None else Architecture.load(args.arch)
     config = _resolve(args, architecture)
     training_data, validation_data = (load_split(config.data, args.data, split) for split in ("train", "val"))
-    identity = {
+    identity: dict[str, Any] = {
         "architecture": architecture and architecture.hash,
         "config": config.model_copy(update={"detector": named_weights(config.detector)}).model_dump(
             mode="json", include={"data", "detector", "training"}
@@ -66,6 +76,7 @@ def _train_final(args: argparse.Namespace) -> int:
         "data": [training_data.hash, validation_data.hash],
         "init": _digest(args.init),
     }
+    identity = json.loads(json.dumps(identity))
     if _is_done(args.output, identity):
         print(f"train-final: {args.output} holds this very run, finished; another --output trains it anew")
         return 0
@@ -78,8 +89,13 @@ def _train_final(args: argparse.Namespace) -> int:
         raise UserError(f"{validation_data.annotations}: its categories are not those of {training_data.annotations}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(config.training.seed)
-    model = make_model(config, architecture, training_data.num_classes, pretrained=args.init is None)
-    if args.init is not None:
+    checkpoints = Checkpoints(args.output / "checkpoints", identity)
+    interrupted, damaged = checkpoints.load()
+    for path in damaged:
+        print(f"train-final: {path} cannot be read and is passed over")
+    is_new = interrupted is None
+    model = make_model(config, architecture, training_data.num_classes, pretrained=is_new and args.init is None)
+    if is_new and args.init is not None:
         left = _transfer(model, training_data.category_names, args.init)
         if config.detector.backbone.weights != "none":
             _check_backbone(left, args.init)
@@ -88,9 +104,13 @@ def _train_final(args: argparse.Namespace) -> int:
     trained = TrainedModel(model, architecture, config, training_data.category_names)
     with _log_to(args.output / "train.log"):
         _say_sampling(training_data, config.training)
-        metrics, seconds = _run(trained, training_data, draws, validation_data, args.output, device)
-    content = {"split": "val", "images": len(validation_data), "training_seconds": round(seconds, 1)}
+        run = _Run(trained, training_data, draws, validation_data, args.output, device)
+        if interrupted is not None:
+            run.load(interrupted)
+        metrics = run.finish(checkpoints, 60.0 * args.checkpoint_minutes)
+    content = {"split": "val", "images": len(validation_data), **run.figures()}
     write_json(args.output / "metrics.json", metrics.to_dict() | content)
+    checkpoints.remove()
     print(f"AP {metrics.ap:.4f}  AP50 {metrics.ap50:.4f}  AP75 {metrics.ap75:.4f}  on {len(validation_data)} images")
     print(f"weights {args.output / 'model.pt'}, all figures {args.output / 'metrics.json'}")
     return 0
@@ -127,7 +147,7 @@ def _is_done(output: Path, identity: dict[str, Any]) -> bool:
         raise UserError(f"--output {output}: its run.json cannot be read; give another folder") from error
     names = {"architecture": "graph", "config": "configuration", "data": "data set", "init": "start (--init)"}
     for key, name in names.items():
-        if held.get(key) != json.loads(json.dumps(identity[key])):
+        if held.get(key) != identity[key]:
             raise UserError(f"--output {output}: holds a run with another {name}; give another folder")
     return (output / "metrics.json").is_file()
 
@@ -184,31 +204,128 @@ def _log_to(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def _run(
-    trained: TrainedModel,
-    training_data: CocoData,
-    draws: Draws,
-    validation_data: CocoData,
-    output: Path,
-    device: torch.device,
-) -> tuple[Metrics, float]:
-    """Train, save and evaluate; the metrics and the seconds of training."""
-    training, detector = trained.config.training, trained.config.detector
-    model = trained.model.to(memory_format=torch.channels_last).to(device)
-    multiple = padding_multiple(detector.base_stride)
-    loader = training_loader(training_data, training, multiple)
-    start = time.monotonic()
-    with Progress() as progress:
+class _Lap:
+    """Seconds since the last call."""
 
-        def report(step: int, loss: float) -> None:
-            progress(f"training, loss {loss:.3f}", step, training.steps)
-            log.info("step %d of %d, loss %.4f", step, training.steps, loss)
+    def __init__(self) -> None:
+        self.begun = time.monotonic()
 
-        train(model, loader.load(draws.batches()), training, device, report)
-        seconds = time.monotonic() - start
-        trained.save(output / "model.pt")
-        views = views_of(validation_data, training, detector.testing, multiple)
-        found = detect_split(model, views, validation_data.image_hw, device, partial(progress, "evaluating"))
-        metrics = coco_metrics(validation_data, found)
-    log.info("AP %.4f", metrics.ap)
-    return metrics, seconds
+    def __call__(self) -> float:
+        before, self.begun = self.begun, time.monotonic()
+        return self.begun - before
+
+
+class _Run:
+    """A training and its evaluations, and what they have come to so far."""
+
+    def __init__(
+        self,
+        trained: TrainedModel,
+        training_data: CocoData,
+        draws: Draws,
+        validation_data: CocoData,
+        output: Path,
+        device: torch.device,
+    ) -> None:
+        self.trained = trained
+        self.config = trained.config.training
+        self.draws = draws
+        self.validation_data = validation_data
+        self.output = output
+        self.device = device
+        self.multiple = padding_multiple(trained.config.detector.base_stride)
+        self.loader = training_loader(training_data, self.config, self.multiple)
+        model = trained.model.to(memory_format=torch.channels_last).to(device)
+        self.training = Training(model, self.config, device, self.config.average_decay)
+        self.waited = self.fitted = 0.0  # seconds of training: for images, and all others
+        self.evaluations: list[tuple[int, float]] = []  # AP by step
+        self.progress = Progress()
+
+    def load(self, content: Mapping[str, Any]) -> None:
+        """Go on where a checkpoint was written."""
+        self.training.load(content["training"])
+        self.waited, self.fitted = content["waited"], content["fitted"]
+        self.evaluations = [(int(step), float(ap)) for step, ap in content["evaluations"]]
+        line = f"going on after step {self.training.step} of {self.config.steps}"
+        print(f"train-final: {line}")
+        log.info(line)
+
+    def finish(self, checkpoints: Checkpoints, every_s: float) -> Metrics:
+        """Train to the end, with a checkpoint every so many seconds and when a signal ends it; save, and evaluate."""
+        with self.progress:
+            with signals_wait() as received:
+                self._train(checkpoints, every_s, received)
+            result = self._result()
+            result.save(self.output / "model.pt")
+            metrics = self._evaluate(result)
+        return metrics
+
+    def _train(self, checkpoints: Checkpoints, every_s: float, received: list[int]) -> None:
+        steps, batch_size = self.config.steps, self.config.batch_size
+        lap, saved = _Lap(), time.monotonic()
+
+        def on_check(step: int, loss: float) -> None:
+            speed = batch_size * (step - 1) / (self.waited + self.fitted)
+            self.progress(f"training, loss {loss:.3f}, {speed:.3g} images/s", step, steps)
+            log.info("step %d of %d, loss %.4f", step, steps, loss)
+
+        def on_step(step: int) -> None:
+            nonlocal saved
+            self.fitted += lap()
+            if self.config.evaluate_steps and step % self.config.evaluate_steps == 0 and step < steps:
+                self._evaluate(self._result())
+                self.training.model.train()
+            if time.monotonic() - saved >= every_s:
+                self._save(checkpoints)
+                saved = time.monotonic()
+            lap()
+
+        def batches() -> Iterator[Batch]:
+            for batch in self.loader.load(self.draws.batches(self.training.step)):
+                self.waited += lap()
+                yield batch
+                if received:
+                    return
+
+        self.training.run(batches(), on_check, on_step)
+        self._save(checkpoints)
+
+    def _save(self, checkpoints: Checkpoints) -> None:
+        content = {
+            "training": self.training.state(),
+            "waited": self.waited,
+            "fitted": self.fitted,
+            "evaluations": self.evaluations,
+        }
+        try:
+            checkpoints.save(self.training.step, content)
+        except OSError as error:  # a training that could go on is not to end over that
+            line = f"no checkpoint after step {self.training.step}: {checkpoints.folder} {error.strerror}"
+            print(f"train-final: {line}", file=sys.stderr)
+            log.warning(line)
+
+    def _result(self) -> TrainedModel:
+        trained = self.trained
+        return TrainedModel(self.training.result, trained.architecture, trained.config, trained.classes)
+
+    def _evaluate(self, result: TrainedModel) -> Metrics:
+        """On the validation split; keeps the best weights where there is more than one evaluation."""
+        step, data = self.training.step, self.validation_data
+        views = views_of(data, self.config, result.config.detector.testing, self.multiple)
+        found = detect_split(result.model, views, data.image_hw, self.device, partial(self.progress, "evaluating"))
+        metrics = coco_metrics(data, found)
+        log.info("AP %.4f after step %d", metrics.ap, step)
+        if self.config.evaluate_steps is not None and metrics.ap > max((ap for _, ap in self.evaluations), default=-1):
+            result.save(self.output / "best.pt")
+        self.evaluations.append((step, metrics.ap))
+        return metrics
+
+    def figures(self) -> dict[str, Any]:
+        """For metrics.json; data_wait is the share of the time in which training waited for images."""
+        seconds = self.waited + self.fitted
+        return {
+            "training_seconds": round(seconds, 1),
+            "images_per_second": round(self.config.batch_size * self.config.steps / seconds, 2),
+            "data_wait": round(self.waited / seconds, 3),
+            "ap_by_step": [list(evaluation) for evaluation in self.evaluations],
+        }

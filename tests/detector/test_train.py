@@ -1,3 +1,4 @@
+import copy
 import math
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from detector.architecture import PRIORS
 from detector.cascade_rcnn import CascadeRcnn
 from detector.config import DetectorSections, OptimizationConfig, load_config
 from detector.errors import NonFiniteLossError
-from detector.train import learning_rate_factor, make_optimizer, train
+from detector.train import Training, learning_rate_factor, make_optimizer, train
 
 
 class Numbers(NamedTuple):
@@ -101,3 +102,57 @@ def test_learning_rate_warms_up_then_falls() -> None:
     assert cosine[-1] == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.99)))
     steps = config(schedule="step", warmup_steps=0, steps=90, milestones=(0.5, 0.9))
     assert [learning_rate_factor(s, steps) for s in (0, 44, 45, 80, 81)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+
+
+class Noisy(Line):
+    """Draws random numbers at each step, as proposals are sampled."""
+
+    def forward(self, values: Tensor) -> dict[str, Tensor]:
+        kept = nn.functional.dropout(values, 0.5)
+        return {"error": (self.norm(self.layer(kept)) - 3 * values).square().mean()}
+
+
+def numbers(start: int) -> list[Numbers]:
+    return [Numbers(torch.full((4, 1), float(i)) + torch.arange(4.0)[:, None]) for i in range(start, 30)]
+
+
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "sgd", "schedule": "step"}, {"clip_norm": 1.0}])
+@pytest.mark.parametrize("stop", [1, 10, 17])
+def test_a_training_goes_on_from_its_state_bit_for_bit(changes, stop: int) -> None:
+    made = {}
+    for name in ("whole", "parts"):
+        torch.manual_seed(0)
+        losses: list[tuple[int, float]] = []
+        on_check = lambda step, loss: losses.append((step, loss))  # noqa: B023, E731
+        training = Training(Noisy(), config(steps=30, **changes), torch.device("cpu"), 0.9)
+        if name == "parts":
+            training.run(numbers(0)[:stop], on_check)
+            state = copy.deepcopy(training.state())
+            torch.manual_seed(1)
+            training = Training(Noisy(), config(steps=30, **changes), torch.device("cpu"), 0.9)
+            training.load(state)
+            torch.rand(3)  # as a loader draws
+        training.run(numbers(training.step), on_check)
+        weights = [*training.model.state_dict().values(), *training.result.state_dict().values()]
+        made[name] = losses, [weight.tolist() for weight in weights], training.optimizer.param_groups[0]["lr"]
+    assert made["parts"] == made["whole"]
+
+
+def test_the_average_is_that_of_all_weights_since_the_start() -> None:
+    model = Line()
+    training = Training(model, config(steps=5), torch.device("cpu"), 0.8)
+    wanted = model.layer.weight.detach().clone()
+    statistics = model.norm.running_mean.clone()
+
+    def on_step(step: int) -> None:
+        nonlocal wanted, statistics
+        new = model.layer.weight.detach()
+        wanted = new.clone() if step == 1 else 0.8 * wanted + 0.2 * new
+        statistics = model.norm.running_mean.clone() if step == 1 else 0.8 * statistics + 0.2 * model.norm.running_mean
+
+    training.run(numbers(25), None, on_step)
+    assert training.step == 5
+    assert training.result is not model
+    assert training.result.layer.weight.detach().allclose(wanted)
+    assert training.result.norm.running_mean.allclose(statistics)
+    assert Training(model, config(), torch.device("cpu")).result is model
