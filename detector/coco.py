@@ -1,10 +1,9 @@
-"""COCO-form data: annotations as flat arrays, images from a folder, and every fault named with file and id."""
+"""Data in COCO form: what is annotated, as flat arrays, and images from a folder."""
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +11,9 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
+from detector.annotations import read_annotations
+from detector.compact import LARGE_BYTES, compacted
 from detector.config import DataConfig, SplitFiles
-from detector.documents import parse_json
 from detector.errors import UserError
 
 
@@ -40,6 +40,7 @@ class CocoData:
     category_names: tuple[str, ...]
     hash: str
     skipped: int = 0  # boxes without area that were left out
+    missing: int = 0  # images whose files were not there, left out
 
     @property
     def num_classes(self) -> int:
@@ -52,6 +53,11 @@ class CocoData:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def left_out(self) -> list[str]:
+        """What the file lists and this lacks, in words."""
+        counts = {"boxes without area": self.skipped, "images that are missing": self.missing}
+        return [f"{self.annotations}: {count} {what} left out" for what, count in counts.items() if count]
 
     def objects(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Boxes and labels that train: those of image `index` that are no crowd regions."""
@@ -138,7 +144,12 @@ def load_split(config: DataConfig, root: Path | None, split: str) -> CocoData:
     if root is None:
         raise UserError("this configuration needs --data DIR, a folder in COCO form")
     annotations, folder = find_split(root, {"train": config.train, "val": config.val}.get(split, split))
-    return load_coco(annotations, folder, skip_empty_boxes=config.skip_empty_boxes)
+    return load_coco(
+        annotations,
+        folder,
+        skip_empty_boxes=config.skip_empty_boxes,
+        skip_missing_images=config.skip_missing_images,
+    )
 
 
 def pictures(paths: Sequence[Path], classes: tuple[str, ...]) -> tuple[CocoData, list[str]]:
@@ -192,141 +203,26 @@ def rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def load_coco(annotations: Path, folder: Path, *, skip_empty_boxes: bool = False) -> CocoData:
-    """Read and check a COCO-form annotation file. Raises UserError naming file, id and what would be right.
-
-    skip_empty_boxes leaves out boxes without area, and counts them, instead of refusing the file.
-    """
-    try:
-        content = annotations.read_bytes()
-    except OSError as error:
-        raise UserError(f"{annotations}: cannot be read ({error.strerror})") from error
-    document = parse_json(content, annotations)
-    images, entries, categories = (_records(document, key, annotations) for key in _REQUIRED)
-    try:
-        if skip_empty_boxes:
-            kept = [entry for entry in entries if min(entry["bbox"][2:]) > 0]
-            entries, skipped = kept, len(entries) - len(kept)
-        else:
-            skipped = 0
-        digest = hashlib.sha256(content).hexdigest()
-        return replace(_read(annotations, folder, digest, images, entries, categories), skipped=skipped)
-    except KeyError as error:
-        raise UserError(f"{annotations}: a record lacks {error}") from error
-    except (TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise UserError(f"{annotations}: a record has another form than COCO's ({error})") from error
-
-
-MAX_AREA = 1e12  # pixels
-_REQUIRED = ("images", "annotations", "categories")
-
-
-def _records(document: Any, key: str, annotations: Path) -> list[Mapping[str, Any]]:
-    if not isinstance(document, Mapping) or not isinstance(document.get(key), list):
-        raise UserError(f"{annotations}: has no list {key!r}; COCO form needs {', '.join(_REQUIRED)}")
-    return document[key]  # type: ignore[no-any-return]
-
-
-def _read(
-    annotations: Path,
-    folder: Path,
-    digest: str,
-    images: list[Mapping[str, Any]],
-    entries: list[Mapping[str, Any]],
-    categories: list[Mapping[str, Any]],
+def load_coco(
+    annotations: Path, folder: Path, *, skip_empty_boxes: bool = False, skip_missing_images: bool = False
 ) -> CocoData:
-    if not images:
-        raise UserError(f"{annotations}: lists no images")
-    if not categories:
-        raise UserError(f"{annotations}: lists no categories")
-    categories = sorted(categories, key=lambda category: int(category["id"]))
-    label_of = {int(category["id"]): label for label, category in enumerate(categories)}
-    images = sorted(images, key=lambda image: int(image["id"]))
-    row_of = {int(image["id"]): row for row, image in enumerate(images)}
-    for name, records, unique in (("image", images, row_of), ("category", categories, label_of)):
-        if len(unique) != len(records):
-            raise UserError(f"{annotations}: two {name} records have the same id")
-    sizes = _file_sizes(annotations, folder, images)
+    """Read and check a COCO-form annotation file (detector/annotations.py). Raises UserError.
 
-    hw = np.array([(image["height"], image["width"]) for image in images], np.int64)
-    count = len(entries)
-    rows, labels = np.zeros(count, np.int64), np.zeros(count, np.int64)
-    boxes, area = np.zeros((count, 4), np.float32), np.zeros(count, np.float32)
-    crowd = np.zeros(count, bool)
-    for i, entry in enumerate(entries):
-        where = f"{annotations}: annotation {entry['id']}"
-        if entry["image_id"] not in row_of:
-            raise UserError(f"{where}: image {entry['image_id']} is not listed in images")
-        if entry["category_id"] not in label_of:
-            raise UserError(f"{where}: category {entry['category_id']} is not listed in categories")
-        rows[i], labels[i] = row_of[entry["image_id"]], label_of[entry["category_id"]]
-        crowd[i] = bool(entry.get("iscrowd", 0))
-        boxes[i] = _box(entry["bbox"], hw[rows[i]], where)
-        area[i] = _area(entry.get("area", entry["bbox"][2] * entry["bbox"][3]), where)
-    order = np.argsort(rows, kind="stable")
-    counts = np.bincount(rows, minlength=len(images))
-    return CocoData(
-        annotations=annotations,
-        folder=folder,
-        image_ids=np.array([image["id"] for image in images], np.int64),
-        image_hw=hw,
-        file_names=[str(image["file_name"]) for image in images],
-        start=np.concatenate(([0], counts.cumsum())).astype(np.int64),
-        boxes=boxes[order],
-        labels=labels[order],
-        crowd=crowd[order],
-        area=area[order],
-        category_ids=tuple(int(category["id"]) for category in categories),
-        category_names=_names(categories),
-        hash=hashlib.sha256(f"{digest} {sizes}".encode()).hexdigest(),
+    A large file is read once; its arrays are kept in the cache and shared by all processes that look at them. Whether
+    its images are there is looked at then, too, and not again until the file changes.
+    """
+    read = partial(
+        read_annotations,
+        annotations,
+        folder,
+        skip_empty_boxes=skip_empty_boxes,
+        skip_missing_images=skip_missing_images,
     )
-
-
-def _names(categories: list[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Names of the categories; those that several share are told apart by their ids."""
-    names = [str(category["name"]) for category in categories]
-    return tuple(
-        f"{name} ({category['id']})" if names.count(name) > 1 else name
-        for name, category in zip(names, categories, strict=True)
-    )
-
-
-def _box(bbox: Any, image_hw: NDArray[np.int64], where: str) -> tuple[float, float, float, float]:
-    """xywh -> xyxy, clipped to the image (annotation tools overshoot by fractions of a pixel)."""
-    if not (isinstance(bbox, list) and len(bbox) == 4 and all(isinstance(value, int | float) for value in bbox)):
-        raise UserError(f"{where}: bbox {bbox!r} must be four numbers, [x, y, width, height]")
-    x, y, width, height = bbox
-    if not (width > 0 and height > 0):
-        raise UserError(f"{where}: bbox {bbox} has no area; mend it, or set data.skip_empty_boxes")
-    image_height, image_width = (int(side) for side in image_hw)
-    left, top = max(x, 0), max(y, 0)
-    right, bottom = min(x + width, image_width), min(y + height, image_height)
-    if not (right > left and bottom > top):
-        raise UserError(f"{where}: bbox {bbox} lies outside its image of {image_width}x{image_height} (WxH)")
-    return left, top, right, bottom
-
-
-def _area(area: Any, where: str) -> float:
-    if not (isinstance(area, int | float) and 0 <= area <= MAX_AREA):
-        raise UserError(f"{where}: area {area!r} must be a number of pixels")
-    return float(area)
-
-
-def _file_sizes(annotations: Path, folder: Path, images: list[Mapping[str, Any]]) -> list[int]:
-    """In bytes. Raises UserError for the first image that is missing."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such image folder (images of {annotations})")
-    sizes = []
-    for image in images:
-        path = folder / image["file_name"]
-        try:
-            is_there = path.is_file()
-        except OSError:  # a name longer than any file's
-            is_there = False
-        if not is_there:
-            raise UserError(f"{path}: image {image['id']} of {annotations} is missing")
-        sizes.append(path.stat().st_size)
-    return sizes
+    if annotations.is_file() and annotations.stat().st_size >= LARGE_BYTES:
+        found = compacted(annotations, (str(folder.absolute()), skip_empty_boxes, skip_missing_images), read)
+    else:
+        found = read()
+    return CocoData(annotations=annotations, folder=folder, **found._asdict())
 
 
 def resized(image: Tensor, size_hw: tuple[int, int]) -> Tensor:

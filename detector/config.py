@@ -62,6 +62,7 @@ class DataConfig(Section):
     train: str | SplitFiles = "train"
     val: str | SplitFiles = "val"
     skip_empty_boxes: bool = False  # leave out boxes without area (COCO's own files have two) instead of refusing
+    skip_missing_images: bool = False  # leave out images whose files are not there, with their boxes
 
 
 class BackboneConfig(Section):

@@ -10,15 +10,14 @@ from detector.errors import UserError
 def read_json(path: Path) -> Any:
     """The document. Raises UserError naming the file and the place in it."""
     try:
-        return parse_json(path.read_bytes(), path)
+        return _parsed(path.read_bytes(), path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:  # a null character in the path
         raise UserError(f"{path}: cannot be read ({error})") from error
 
 
-def parse_json(content: bytes, path: Path) -> Any:
-    """The document in a file's content. Raises UserError."""
+def _parsed(content: bytes, path: Path) -> Any:
     try:
         return json.loads(content)
     except UnicodeDecodeError as error:

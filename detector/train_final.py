@@ -81,8 +81,8 @@ def _train_final(args: argparse.Namespace) -> int:
         print(f"train-final: {args.output} holds this very run, finished; another --output trains it anew")
         return 0
     for data in (training_data, validation_data):
-        if data.skipped:
-            print(f"train-final: {data.annotations}: {data.skipped} boxes without area left out")
+        for line in data.left_out():
+            print(f"train-final: {line}")
     if not validation_data.num_objects:
         raise UserError(f"{validation_data.annotations}: holds no objects, so that nothing can be evaluated")
     if training_data.category_names != validation_data.category_names:

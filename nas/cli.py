@@ -117,8 +117,8 @@ def _search(args: argparse.Namespace) -> int:
     budget.check(space_around(prior), prior)
     start = time.monotonic()
     data = load_split(config.data, args.data, "train")
-    if data.skipped:
-        print(f"{data.annotations}: {data.skipped} boxes without area left out")
+    for line in data.left_out():
+        print(line)
     study = Study(args.study, _identity(config, prior), args.seed, data.hash)
     with study_lock(args.database, args.study):
         if _is_finished(args, study, budget, config):
