@@ -55,7 +55,7 @@ def detect_split(
     model.eval()
     found: list[Detections] = []
     for batches in zip(*(view.batches for view in views), strict=True):
-        original = torch.from_numpy(original_hw[len(found) : len(found) + len(batches[0].image_hw)]).to(device)
+        original = torch.tensor(original_hw[len(found) : len(found) + len(batches[0].image_hw)]).to(device)
         seen = [_look(model, batch.to(device), view, original) for batch, view in zip(batches, views, strict=True)]
         boxes = torch.cat([regions.boxes for regions, _ in seen], dim=1)
         valid = torch.cat([regions.valid for regions, _ in seen], dim=1)

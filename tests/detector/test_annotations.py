@@ -17,6 +17,7 @@ from detector.cache import cache_folder
 from detector.coco import CocoData, load_coco
 from detector.compact import Names
 from detector.errors import UserError
+from detector.train_final import main as train_final
 
 
 def write(folder: Path, images: int = 40, seed: int = 0) -> Path:
@@ -172,6 +173,19 @@ def test_a_file_that_changes_is_read_anew_and_what_it_was_is_dropped(tmp_path: P
     # Other settings are other arrays, beside.
     assert load(path, skip_missing_images=True).missing == 0
     same(load(path), second)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_detector_trains_and_is_tested_on_mapped_data(tiny_coco: Path, are_large, monkeypatch, workers: int) -> None:
+    smoke = (Path(__file__).parents[2] / "experiments" / "smoke.yaml").read_text()
+    start, end = smoke.index("data:"), smoke.index("detector:")
+    config = smoke[:start] + "data: {source: coco}\n" + smoke[end:].replace("steps: 20", "steps: 3")
+    (tiny_coco / "c.yaml").write_text(config.replace("loader_workers: 0", f"loader_workers: {workers}"))
+    output = tiny_coco / "out"
+    options = ["--config", str(tiny_coco / "c.yaml"), "--data", str(tiny_coco)]
+    assert train_final([*options, "--output", str(output)]) == 0
+    assert json.loads((output / "metrics.json").read_text())["images"] == 3
+    assert len(kept()) >= 2
 
 
 def _load(path: Path) -> str:
