@@ -6,6 +6,7 @@ million boxes never are ten million objects at once.
 
 import hashlib
 import json
+import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -161,9 +162,9 @@ class _Reader:
             self._lacks(key)
 
     def _decoded(self, raws: Sequence[Raw], kind: type[Any]) -> list[Any]:
+        decode = msgspec.json.Decoder(kind).decode
         try:
-            found: list[Any] = msgspec.json.decode(_joined(raws), type=list[kind])  # type: ignore[valid-type]
-            return found
+            return [decode(raw) for raw in raws]
         except msgspec.ValidationError:
             for raw in raws:
                 self._refuse_record(raw, kind)
@@ -255,10 +256,6 @@ class _Reader:
         raise UserError(f"{where}: area {record.get('area', area[first])!r} must be a number of pixels")
 
 
-def _joined(raws: Sequence[Raw]) -> bytes:
-    return b"[" + b",".join(map(memoryview, raws)) + b"]"
-
-
 def _places(known: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
     """Where in `known`, sorted, each is; -1 for what is not there."""
     places = np.searchsorted(known, wanted).clip(max=len(known) - 1)
@@ -288,12 +285,12 @@ def _names(categories: Sequence[_Category]) -> tuple[str, ...]:
 
 def _file_sizes(folder: Path, names: Sequence[str]) -> list[int | None]:
     """In bytes; None for what is no file."""
-    return [_file_size(folder / name) for name in names]
+    return [_file_size(os.path.join(folder, name)) for name in names]
 
 
-def _file_size(path: Path) -> int | None:
+def _file_size(path: str) -> int | None:
     try:
-        found = path.stat()
+        found = os.stat(path)
     except (OSError, ValueError):  # also for a name longer than any file's, or with a null character
         return None
     return found.st_size if stat.S_ISREG(found.st_mode) else None

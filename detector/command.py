@@ -97,9 +97,12 @@ def exit_on_sigterm() -> None:
 
 @contextmanager
 def signals_wait() -> Iterator[list[int]]:
-    """SIGTERM and Ctrl-C are noted in the list that is yielded, and act at the end; the second one acts at once."""
+    """SIGTERM and Ctrl-C are noted in the list that is yielded, and act at the end; the second one acts at once.
+
+    Both often reach child processes, too. That these die does not count from then on, where PyTorch would raise.
+    """
     received: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)}
 
     def restore() -> None:
         for number, handler in before.items():
@@ -107,11 +110,12 @@ def signals_wait() -> Iterator[list[int]]:
 
     def note(number: int, _frame: FrameType | None) -> None:
         received.append(number)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
         if len(received) > 1:
             restore()
             signal.raise_signal(number)
 
-    for number in before:
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, note)
     try:
         yield received

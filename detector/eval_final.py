@@ -90,7 +90,7 @@ def _fused(
     of_models: list[list[Detections]], data: CocoData, fusion: Fusion, models: list[TrainedModel]
 ) -> list[Detections]:
     limit = max(trained.config.detector.cascade.detections for trained in models)
-    sizes = torch.from_numpy(data.image_hw)
+    sizes = torch.tensor(data.image_hw)
     return [fuse(of_image, size, fusion, limit) for *of_image, size in zip(*of_models, sizes, strict=True)]
 
 

@@ -139,7 +139,7 @@ class Loader:
             num_workers=self.workers,
             collate_fn=self.collate,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_leave_signals_to_the_trainer,
+            worker_init_fn=_leave_interrupts_to_the_trainer,
         )
         try:
             yield from loader
@@ -147,10 +147,9 @@ class Loader:
             raise UserError(str(error).strip().splitlines()[-1].removeprefix("detector.errors.UserError: ")) from error
 
 
-def _leave_signals_to_the_trainer(_worker: int) -> None:
-    """Ctrl-C and many schedulers' SIGTERM reach all processes, but it still needs the batch it waits for."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _leave_interrupts_to_the_trainer(_worker: int) -> None:
+    """Ctrl-C reaches all processes, but it still needs the batch it waits for."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def training_loader(data: CocoData, training: TrainingConfig, multiple: int) -> Loader:

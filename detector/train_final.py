@@ -281,11 +281,15 @@ class _Run:
             lap()
 
         def batches() -> Iterator[Batch]:
-            for batch in self.loader.load(self.draws.batches(self.training.step)):
-                self.waited += lap()
-                yield batch
-                if received:
-                    return
+            try:
+                for batch in self.loader.load(self.draws.batches(self.training.step)):
+                    self.waited += lap()
+                    yield batch
+                    if received:
+                        return
+            except RuntimeError:  # loader processes that got the signal, too
+                if not received:
+                    raise
 
         self.training.run(batches(), on_check, on_step)
         self._save(checkpoints)

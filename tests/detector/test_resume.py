@@ -1,6 +1,7 @@
 """Trainings that are interrupted end as if nobody had."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -102,6 +103,32 @@ def test_a_cut_during_the_last_evaluation_trains_nothing_again(here: Path, monke
         at_step(patch, 1, power_cut)
         assert train(here / "out") == 0
     assert (here / "out" / "metrics.json").is_file()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_may_reach_the_loader_processes_too(here: Path, capsys, number: int) -> None:
+    write_config(here, workers=2)
+    assert train(here / "whole") == 0
+    script = f"""
+import os, signal
+from pathlib import Path
+from tests.detector import test_resume
+patch = test_resume.pytest.MonkeyPatch()
+test_resume.at_step(patch, 5, lambda: os.killpg(0, {int(number)}))
+raise SystemExit(test_resume.train(Path("parts")))
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", script]
+    found = subprocess.run(
+        command, env=environment, start_new_session=True, capture_output=True, text=True, timeout=120
+    )
+    assert found.returncode == 128 + number, found.stderr
+    assert "Traceback" not in found.stderr
+    assert [path.name for path in (here / "parts" / "checkpoints").iterdir()] == ["step-5.pt"]
+    capsys.readouterr()
+    assert train(here / "parts") == 0
+    assert "going on after step 5 of 20" in capsys.readouterr().out
+    assert what_it_came_to(here / "parts")[1:] == what_it_came_to(here / "whole")[1:]
 
 
 def test_an_unfinished_run_with_other_settings_is_not_overwritten(here: Path, monkeypatch, capsys) -> None:
