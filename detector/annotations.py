@@ -85,7 +85,7 @@ def read_annotations(path: Path, folder: Path, *, skip_empty_boxes: bool, skip_m
     del content  # gigabytes, perhaps
     try:
         return reader.read(folder, digest, skip_empty_boxes, skip_missing_images)
-    except OverflowError as error:
+    except (OverflowError, ValueError, RecursionError) as error:  # what is no text, or numbers of thousands of digits
         raise UserError(f"{path}: a record has another form than COCO's ({error})") from error
 
 
@@ -121,6 +121,8 @@ class _Reader:
             raise UserError(f"{folder}: none of the {len(images)} images of {self.path} is there")
 
         image_hw = np.array([(image.height, image.width) for image in images], np.int64)
+        if (is_flat := (image_hw <= 0).any(axis=1)).any():
+            raise UserError(f"{self.path}: image {image_ids[is_flat.argmax()]} has a height or width of no pixels")
         boxes, area, crowd, of_image, of_category = self._entries(entries)
         rows, labels = _places(image_ids, of_image), _places(category_ids, of_category)
         self._check(entries, boxes, area, rows, labels, image_hw, skip_empty_boxes)
@@ -177,16 +179,20 @@ class _Reader:
             return
         except msgspec.ValidationError as error:
             reason, record = str(error), json.loads(bytes(raw))
+        of = kind.__name__[1:].lower()
         if isinstance(record, dict):
             for key in kind.__struct_fields__:
                 if key not in record and key not in ("area", "iscrowd"):
-                    raise UserError(f"{self.path}: a record lacks {key!r}")
+                    raise UserError(
+                        f"{self.path}: a record lacks {key!r} ({kind.__name__[1:].lower()} {record.get('id')})"
+                    )
             where = f"{self.path}: annotation {record['id']}"
             if "$.bbox" in reason:
                 raise UserError(f"{where}: bbox {record['bbox']!r} must be four numbers, [x, y, width, height]")
             if "$.area" in reason:
                 raise UserError(f"{where}: area {record['area']!r} must be a number of pixels")
-        raise UserError(f"{self.path}: a record has another form than COCO's ({reason})")
+        which = f"{of} {record.get('id') if isinstance(record, dict) else record}"
+        raise UserError(f"{self.path}: a record has another form than COCO's ({which}: {reason})")
 
     def _distinct(self, name: str, ids: list[int]) -> NDArray[np.int64]:
         """Sorted ids."""
@@ -219,7 +225,8 @@ class _Reader:
             of_image[span] = [record.image_id for record in records]
             of_category[span] = [record.category_id for record in records]
         is_unset = np.isnan(area)  # JSON knows no such number
-        area[is_unset] = boxes[is_unset, 2] * boxes[is_unset, 3]
+        with np.errstate(over="ignore"):
+            area[is_unset] = boxes[is_unset, 2] * boxes[is_unset, 3]
         return boxes, area, crowd, of_image, of_category
 
     def _check(
@@ -253,7 +260,7 @@ class _Reader:
         if is_outside[first]:
             height, width = image_hw[rows[first]].tolist()
             raise UserError(f"{where}: bbox {bbox} lies outside its image of {width}x{height} (WxH)")
-        raise UserError(f"{where}: area {record.get('area', area[first])!r} must be a number of pixels")
+        raise UserError(f"{where}: area {record.get('area', float(area[first]))!r} must be a number of pixels")
 
 
 def _places(known: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -270,7 +277,8 @@ def _is_empty(xywh: NDArray[np.float64]) -> NDArray[np.bool_]:
 def _corners(xywh: NDArray[np.float64], image_hw: NDArray[np.int64]) -> NDArray[np.float64]:
     """xywh -> xyxy, clipped to the images (annotation tools overshoot by fractions of a pixel)."""
     low = xywh[:, :2].clip(min=0)
-    high = np.minimum(xywh[:, :2] + xywh[:, 2:], image_hw[:, ::-1])
+    with np.errstate(over="ignore"):  # what is infinite is clipped, too
+        high = np.minimum(xywh[:, :2] + xywh[:, 2:], image_hw[:, ::-1])
     return np.concatenate((low, high), axis=1)
 
 

@@ -77,9 +77,12 @@ def save_whole(content: dict[str, Any], path: Path) -> None:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # PyTorch's own writer says nothing but that it failed
+    except RuntimeError as error:  # PyTorch's own writer says nothing but that it failed
         partial.unlink(missing_ok=True)
-        raise error if isinstance(error, OSError) else OSError(errno.ENOSPC, "cannot be written") from error
+        raise OSError(errno.ENOSPC, "cannot be written") from error
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     os.replace(partial, path)
 
 

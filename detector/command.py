@@ -99,10 +99,13 @@ def exit_on_sigterm() -> None:
 def signals_wait() -> Iterator[list[int]]:
     """SIGTERM and Ctrl-C are noted in the list that is yielded, and act at the end; the second one acts at once.
 
+    What the process ignores, as one in the background of a script does Ctrl-C, is ignored here, too.
+
     Both often reach child processes, too. That these die does not count from then on, where PyTorch would raise.
     """
     received: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
 
     def restore() -> None:
         for number, handler in before.items():
@@ -115,7 +118,7 @@ def signals_wait() -> Iterator[list[int]]:
             restore()
             signal.raise_signal(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in before:
         signal.signal(number, note)
     try:
         yield received

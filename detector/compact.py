@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from detector.annotations import Annotations
 from detector.cache import build_once, cache_folder
+from detector.errors import UserError
 
 LARGE_BYTES = 32 * 2**20  # of a file: what is smaller is read in about a second
 VERSION = 1
@@ -61,13 +62,36 @@ def compacted(path: Path, settings: Sequence[Any], read: Callable[[], Annotation
     found = path.stat()
     source = _digest([str(path.absolute()), *settings])
     name = f"annotations-{source}-{_digest([VERSION, found.st_size, found.st_mtime_ns])}"
-    is_new = not (cache_folder() / name).is_dir()
-    folder = build_once(name, lambda folder: _write(folder, read()))
-    if is_new:
-        for old in cache_folder().glob(f"annotations-{source}-*"):
-            if old.is_dir() and not old.name.startswith(name):
-                shutil.rmtree(old, ignore_errors=True)  # who has mapped it keeps it
-    return _read(folder)
+    for _ in range(2):
+        folder = _built(name, read)
+        _drop_others(source, name)
+        try:
+            return _read(folder)
+        except (
+            OSError,
+            ValueError,
+            EOFError,
+            KeyError,
+            TypeError,
+        ):  # a disk has damaged it, or another process dropped it
+            shutil.rmtree(folder, ignore_errors=True)
+    raise UserError(f"the cache folder {cache_folder()} loses what is written to it; NAS_CACHE moves it")
+
+
+def _built(name: str, read: Callable[[], Annotations]) -> Path:
+    try:
+        return build_once(name, lambda folder: _write(folder, read()))
+    except OSError as error:
+        raise UserError(
+            f"the cache folder {cache_folder()} cannot be written ({error.strerror}); NAS_CACHE moves it"
+        ) from error
+
+
+def _drop_others(source: str, name: str) -> None:
+    """What the file was before; who has mapped it keeps it."""
+    for old in cache_folder().glob(f"annotations-{source}-*"):
+        if old.is_dir() and old.suffix != ".partial" and old.name != name:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _digest(content: Sequence[Any]) -> str:

@@ -26,7 +26,7 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         whole = {"format": FORMAT, "identity": self.identity, "content": dict(content)}
         save_whole(whole, self.folder / f"step-{step}.pt")
-        for path in self._newest_first()[KEPT:]:
+        for path in [*self._newest_first()[KEPT:], *self._cut_short()]:
             path.unlink()
 
     def load(self) -> tuple[dict[str, Any] | None, list[Path]]:
@@ -51,10 +51,14 @@ class Checkpoints:
 
     def remove(self) -> None:
         """Once the run is finished."""
-        for path in self._newest_first():
+        for path in [*self._newest_first(), *self._cut_short()]:
             path.unlink()
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
+
+    def _cut_short(self) -> list[Path]:
+        """What a kill left of files that were being written."""
+        return list(self.folder.glob("step-*.pt.partial"))
 
     def _newest_first(self) -> list[Path]:
         steps = {path: re.fullmatch(r"step-(\d+)\.pt", path.name) for path in self.folder.glob("step-*.pt")}

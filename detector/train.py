@@ -119,7 +119,7 @@ class Training(Generic[Model]):
             "scaler": self.scaler.state_dict(),
             "loss": self._loss,
             "checked": self._checked,
-            "random": _random(self.device),
+            "random": self._random or _random(self.device),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -130,7 +130,8 @@ class Training(Generic[Model]):
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where it was not needed
+            self.scaler.load_state_dict(state["scaler"])
         self._loss, self._checked = state["loss"].to(self.device), state["checked"]
         self._random = state["random"]
 

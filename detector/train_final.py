@@ -1,6 +1,7 @@
 """train-final: the full Cascade R-CNN with a given pyramid."""
 
 import argparse
+import fcntl
 import hashlib
 import json
 import logging
@@ -16,6 +17,7 @@ import torch
 
 from detector.architecture import Architecture
 from detector.backbone import named_weights
+from detector.cache import open_lock
 from detector.cascade_rcnn import CascadeRcnn, padding_multiple
 from detector.checkpoint import TrainedModel, make_model
 from detector.coco import CocoData, load_split
@@ -77,7 +79,9 @@ def _train_final(args: argparse.Namespace) -> int:
         "init": _digest(args.init),
     }
     identity = json.loads(json.dumps(identity))
+    checkpoints = Checkpoints(args.output / "checkpoints", identity)
     if _is_done(args.output, identity):
+        checkpoints.remove()
         print(f"train-final: {args.output} holds this very run, finished; another --output trains it anew")
         return 0
     for data in (training_data, validation_data):
@@ -89,10 +93,7 @@ def _train_final(args: argparse.Namespace) -> int:
         raise UserError(f"{validation_data.annotations}: its categories are not those of {training_data.annotations}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(config.training.seed)
-    checkpoints = Checkpoints(args.output / "checkpoints", identity)
     interrupted, damaged = checkpoints.load()
-    for path in damaged:
-        print(f"train-final: {path} cannot be read and is passed over")
     is_new = interrupted is None
     model = make_model(config, architecture, training_data.num_classes, pretrained=is_new and args.init is None)
     if is_new and args.init is not None:
@@ -100,17 +101,21 @@ def _train_final(args: argparse.Namespace) -> int:
         if config.detector.backbone.weights != "none":
             _check_backbone(left, args.init)
     draws = draws_of(training_data, config.training)
-    write_json(args.output / "run.json", identity)
-    trained = TrainedModel(model, architecture, config, training_data.category_names)
-    with _log_to(args.output / "train.log"):
-        _say_sampling(training_data, config.training)
-        run = _Run(trained, training_data, draws, validation_data, args.output, device)
-        if interrupted is not None:
-            run.load(interrupted)
-        metrics = run.finish(checkpoints, 60.0 * args.checkpoint_minutes)
-    content = {"split": "val", "images": len(validation_data), **run.figures()}
-    write_json(args.output / "metrics.json", metrics.to_dict() | content)
-    checkpoints.remove()
+    with _alone_in(args.output):
+        for path in damaged:
+            print(f"train-final: {path} cannot be read and is passed over")
+            path.unlink()
+        write_json(args.output / "run.json", identity)
+        trained = TrainedModel(model, architecture, config, training_data.category_names)
+        with _log_to(args.output / "train.log"):
+            _say_sampling(training_data, config.training)
+            run = _Run(trained, training_data, draws, validation_data, args.output, device)
+            if interrupted is not None:
+                run.load(interrupted)
+            metrics = run.finish(checkpoints, 60.0 * args.checkpoint_minutes)
+        content = {"split": "val", "images": len(validation_data), **run.figures()}
+        write_json(args.output / "metrics.json", metrics.to_dict() | content)
+        checkpoints.remove()
     print(f"AP {metrics.ap:.4f}  AP50 {metrics.ap50:.4f}  AP75 {metrics.ap75:.4f}  on {len(validation_data)} images")
     print(f"weights {args.output / 'model.pt'}, all figures {args.output / 'metrics.json'}")
     return 0
@@ -150,6 +155,19 @@ def _is_done(output: Path, identity: dict[str, Any]) -> bool:
         if held.get(key) != identity[key]:
             raise UserError(f"--output {output}: holds a run with another {name}; give another folder")
     return (output / "metrics.json").is_file()
+
+
+@contextmanager
+def _alone_in(output: Path) -> Iterator[None]:
+    """Raises UserError if another process trains into the folder."""
+    with open_lock(output / "lock", f"--output {output}") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system however the process ends
+        except OSError as error:
+            raise UserError(
+                f"--output {output}: another train-final writes there; wait for it, or give another"
+            ) from error
+        yield
 
 
 def _transfer(model: CascadeRcnn, classes: tuple[str, ...], path: Path) -> list[str]:
@@ -255,8 +273,13 @@ class _Run:
         with self.progress:
             with signals_wait() as received:
                 self._train(checkpoints, every_s, received)
+            if self.training.step < self.config.steps:
+                raise RuntimeError(f"the training ended after step {self.training.step} of {self.config.steps}")
             result = self._result()
-            result.save(self.output / "model.pt")
+            try:
+                result.save(self.output / "model.pt")
+            except OSError as error:
+                raise UserError(f"--output {self.output}: model.pt cannot be written ({error.strerror})") from error
             metrics = self._evaluate(result)
         return metrics
 
@@ -272,9 +295,7 @@ class _Run:
         def on_step(step: int) -> None:
             nonlocal saved
             self.fitted += lap()
-            if self.config.evaluate_steps and step % self.config.evaluate_steps == 0 and step < steps:
-                self._evaluate(self._result())
-                self.training.model.train()
+            self._evaluate_if_due(received)
             if time.monotonic() - saved >= every_s:
                 self._save(checkpoints)
                 saved = time.monotonic()
@@ -291,8 +312,25 @@ class _Run:
                 if not received:
                     raise
 
-        self.training.run(batches(), on_check, on_step)
+        self._evaluate_if_due(received)  # a signal may have come in between
+        if not received:
+            self.training.run(batches(), on_check, on_step)
         self._save(checkpoints)
+
+    def _evaluate_if_due(self, received: list[int]) -> None:
+        """Along the way; leaves the random state of the training as it is."""
+        step, every = self.training.step, self.config.evaluate_steps
+        if every is None or not step or step % every or step == self.config.steps:
+            return
+        if step in dict(self.evaluations):
+            return
+        try:
+            with torch.random.fork_rng(devices=[]):
+                self._evaluate(self._result())
+        except RuntimeError:  # loader processes that got the signal, too; it is made up for
+            if not received:
+                raise
+        self.training.model.train()
 
     def _save(self, checkpoints: Checkpoints) -> None:
         content = {
@@ -304,9 +342,11 @@ class _Run:
         try:
             checkpoints.save(self.training.step, content)
         except OSError as error:  # a training that could go on is not to end over that
-            line = f"no checkpoint after step {self.training.step}: {checkpoints.folder} {error.strerror}"
-            print(f"train-final: {line}", file=sys.stderr)
-            log.warning(line)
+            self._warn(f"no checkpoint after step {self.training.step}: {checkpoints.folder} {error.strerror}")
+
+    def _warn(self, line: str) -> None:
+        print(f"train-final: {line}", file=sys.stderr)
+        log.warning(line)
 
     def _result(self) -> TrainedModel:
         trained = self.trained
@@ -320,7 +360,10 @@ class _Run:
         metrics = coco_metrics(data, found)
         log.info("AP %.4f after step %d", metrics.ap, step)
         if self.config.evaluate_steps is not None and metrics.ap > max((ap for _, ap in self.evaluations), default=-1):
-            result.save(self.output / "best.pt")
+            try:
+                result.save(self.output / "best.pt")
+            except OSError as error:
+                self._warn(f"the best weights so far, after step {step}, are not kept: {error.strerror}")
         self.evaluations.append((step, metrics.ap))
         return metrics
 

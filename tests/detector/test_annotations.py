@@ -202,6 +202,42 @@ def test_processes_that_build_at_once_get_the_same(tmp_path: Path) -> None:
     assert len(set(found)) == 1
 
 
+def test_a_damaged_compact_form_is_made_anew(tmp_path: Path, are_large) -> None:
+    path = write(tmp_path)
+    names = kept()
+    first = load(path)
+    expected = first.boxes.tolist()
+    (made,) = kept() - names
+    for damage in (lambda file: file.write_bytes(b""), lambda file: file.unlink()):
+        damage(cache_folder() / made / "boxes.npy")
+        assert load(path).boxes.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b"class 1", b"class \xff", "another form than COCO's"),
+        (b'"license": 1', b'"license": ' + b"1" * 5000, None),
+        (b'"iscrowd": 0', b'"iscrowd": ' + b"1" * 5000, "another form than COCO's"),
+        (b'"height": 80', b'"height": 0', "has a height or width of no pixels"),
+        (b'"width": 100', b'"width": -4', "has a height or width of no pixels"),
+        (b'"category_id"', b'"kind"', "a record lacks 'category_id' (annotation 0)"),
+        (b'"image_id": ', b'"image_id": 1.5, "x": ', "(annotation 0: Expected `int`, got `float`"),
+    ],
+)
+def test_whatever_is_in_a_file_is_read_or_refused_in_words(tmp_path: Path, old: bytes, new: bytes, message) -> None:
+    path = write(tmp_path)
+    assert old in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(old, new))
+    if message is None:
+        assert len(load(path)) == 40
+    else:
+        with pytest.raises(UserError) as error:
+            load(path)
+        assert message in str(error.value)
+        assert str(path) in str(error.value)
+
+
 def test_what_is_refused_leaves_nothing_behind(tmp_path: Path, are_large) -> None:
     path = write(tmp_path)
     path.write_text(path.read_text().replace('"category_id"', '"kind"'))

@@ -162,6 +162,54 @@ def test_the_best_weights_are_those_of_the_highest_ap(here: Path, monkeypatch) -
         assert all(first[name].equal(second[name]) for name in first)
 
 
+def test_a_signal_during_an_evaluation_or_before_the_first_batch_loses_nothing(here: Path, monkeypatch, capsys) -> None:
+    write_config(here)
+    assert train(here / "whole") == 0
+    from detector import train_final as module
+
+    def evaluate(*_) -> None:  # as when the signal reaches loader processes, too
+        signal.raise_signal(signal.SIGTERM)
+        raise RuntimeError("DataLoader worker is killed by signal")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "coco_metrics", evaluate)
+        assert train(here / "parts") == 143
+
+    def load(*_):
+        signal.raise_signal(signal.SIGTERM)
+        raise RuntimeError("DataLoader worker is killed by signal")
+        yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr("detector.loader.Loader.load", load)
+        assert train(here / "parts") == 143
+    assert [path.name for path in (here / "parts" / "checkpoints").iterdir()] == ["step-8.pt"]
+    (here / "parts" / "checkpoints" / "step-9.pt.partial").write_bytes(b"cut short")
+    assert train(here / "parts") == 0
+    assert what_it_came_to(here / "parts") == what_it_came_to(here / "whole")
+    assert not (here / "parts" / "checkpoints").exists()
+
+
+def test_ctrl_c_that_a_process_ignores_is_ignored(here: Path, monkeypatch) -> None:
+    write_config(here)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        at_step(monkeypatch, 3, lambda: signal.raise_signal(signal.SIGINT))
+        assert train(here / "out") == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "step 20 of 20" in (here / "out" / "train.log").read_text()
+
+
+def test_two_trainings_do_not_write_into_one_folder(here: Path, monkeypatch, capsys) -> None:
+    write_config(here)
+    second: list[int] = []
+    at_step(monkeypatch, 3, lambda: second.append(train(here / "out")))
+    assert train(here / "out") == 0
+    assert second == [2]
+    assert "another train-final writes there" in capsys.readouterr().err
+
+
 IDENTITY = {"config": {"a": [1, 2.5, None]}}
 
 
