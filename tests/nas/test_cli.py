@@ -48,7 +48,7 @@ def test_mistakes_are_one_line_exit_2_and_leave_nothing(here: Path, capsys, argu
     ("change", "message"),
     [
         (lambda d: d["annotations"][0].update(bbox=[1, 1, 0, 4]), "annotation 1: bbox [1, 1, 0, 4] has no area"),
-        (lambda d: d["images"][0].update(file_name="gone.png"), "gone.png: image 1 of"),
+        (lambda d: d["images"][0].update(file_name="gone.png"), "lists: gone.png (id 1)"),
     ],
 )
 def test_broken_data_is_refused_before_anything_is_written(here, tiny_coco, capsys, change, message) -> None:
