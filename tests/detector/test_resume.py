@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,14 @@ from detector.train_final import main as train_final
 
 SMOKE = (Path(__file__).parents[2] / "experiments" / "smoke.yaml").read_text()
 STEPS = "batch_size: 8, steps: 20"
+
+
+@pytest.fixture(autouse=True)
+def _minds_ctrl_c() -> Iterator[None]:
+    """Also where the tests run in the background of a script, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def write_config(here: Path, changes: str = "evaluate_steps: 8, average_decay: 0.9", workers: int = 0) -> None:
