@@ -183,9 +183,7 @@ class _Reader:
         if isinstance(record, dict):
             for key in kind.__struct_fields__:
                 if key not in record and key not in ("area", "iscrowd"):
-                    raise UserError(
-                        f"{self.path}: a record lacks {key!r} ({kind.__name__[1:].lower()} {record.get('id')})"
-                    )
+                    raise UserError(f"{self.path}: a record lacks {key!r} ({of} {record.get('id')})")
             where = f"{self.path}: annotation {record['id']}"
             if "$.bbox" in reason:
                 raise UserError(f"{where}: bbox {record['bbox']!r} must be four numbers, [x, y, width, height]")

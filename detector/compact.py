@@ -67,13 +67,8 @@ def compacted(path: Path, settings: Sequence[Any], read: Callable[[], Annotation
         _drop_others(source, name)
         try:
             return _read(folder)
-        except (
-            OSError,
-            ValueError,
-            EOFError,
-            KeyError,
-            TypeError,
-        ):  # a disk has damaged it, or another process dropped it
+        except (OSError, ValueError, EOFError, KeyError, TypeError):
+            # a disk has damaged it, or another process dropped it
             shutil.rmtree(folder, ignore_errors=True)
     raise UserError(f"the cache folder {cache_folder()} loses what is written to it; NAS_CACHE moves it")
 
