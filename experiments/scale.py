@@ -204,12 +204,12 @@ class Sleeping(ProxySource):
 
 
 def real(setting: Setting) -> Cost:
-    from nas.cluster import Cluster, ray_session
+    from nas.cluster import Cluster, cluster_session
     from nas.metrics import SearchMetrics
     from nas.search import RemoteController, run
 
     here = Cluster("default", setting.workers, 0.0, None, False)
-    with tempfile.TemporaryDirectory() as folder, ray_session(here) as (cluster, _):
+    with tempfile.TemporaryDirectory() as folder, cluster_session(here) as (cluster, _):
         store = Store(str(Path(folder) / "nas.db"))
         controller = RemoteController("default", partial(controller_of, setting.search), setting.lag)
         schedule, metrics = schedule_of(setting, store, controller), SearchMetrics("default")

@@ -211,7 +211,7 @@ def _run(
     if args.address is None:  # on one machine nothing need listen beyond loopback; Ray reads this when imported
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     # Ray takes seconds to import.
-    from nas.cluster import Delivery, ray_session
+    from nas.cluster import Delivery, cluster_session
     from nas.metrics import SearchMetrics
     from nas.scalars import Scalars
     from nas.search import RemoteController, run
@@ -228,7 +228,7 @@ def _run(
         prepared = prepare_proxy(config, data, prior, choose_device(), progress)
         torch.cuda.empty_cache()  # the device belongs to the trials now
         print(f"prepared in {time.monotonic() - start:.0f} s", flush=True)
-        with ray_session(cluster) as (cluster, dashboard):
+        with cluster_session(cluster) as (cluster, dashboard):
             print(f"dashboard: http://{dashboard} (it asks for a token: ray get-auth-token)", flush=True)
             delivery = Delivery.of(prepared) if cluster.address is not None else None
             make = partial(make_controller, config.search, space, prior, args.seed, budget)

@@ -1,29 +1,21 @@
 """The machines that trials run on: Ray on this one, or a cluster that is joined."""
 
-import logging
-import os
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from detector.cache import build_once, cache_folder
-from detector.command import TERMINATED, exit_on_sigterm
 from detector.errors import UserError
+from detector.ray_session import here, ray_session
 
-NAMESPACE = "nas"
-CONNECT_TIMEOUT_S = 10.0
 COUNT_EVERY_S = 1.0
 CHUNK_BYTES = 64 * 2**20
-NO_GPU = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"  # without a GPU of its own a trial sees none
 OURS = ("nas", "controller", "detector", "experiments")  # packages
 
 
@@ -128,67 +120,13 @@ class Delivery:
                     copy.write(ray.get(self.prepared.read.remote(name, file, offset)))
 
 
-def here() -> NodeAffinitySchedulingStrategy:
-    """Keeps an actor on the driver's machine: others may leave, and their processors may calculate otherwise."""
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-
-
 @contextmanager
-def ray_session(cluster: Cluster) -> Iterator[tuple[Cluster, str]]:
+def cluster_session(cluster: Cluster) -> Iterator[tuple[Cluster, str]]:
     """Start or join Ray, and leave it at the end; yields the cluster, with what it left open decided by what is there,
     and its dashboard's address. Raises UserError.
     """
-    for name in ("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "TUNE_DISABLE_SIGINT_HANDLER"):
-        os.environ.setdefault(name, "1")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new reporter prints even when told to be quiet
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # Tune's own state is never used
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths mean the same to trials
-    os.environ.setdefault(NO_GPU, "1")
-    level = logging.INFO if cluster.verbose else logging.ERROR
-    try:
-        context = ray.init(namespace=NAMESPACE, logging_level=level, log_to_driver=cluster.verbose, **_where(cluster))
-    except SystemExit:  # from Ray's own SIGTERM handler; its clean-up of a start that was cut short would abort
-        os._exit(TERMINATED)
-    except (ConnectionError, ValueError, RuntimeError) as error:  # the last for a cluster of other versions
-        reason = str(error).splitlines()[0]
-        if "runtime_env" in str(error):
-            raise UserError(
-                f"--address {cluster.address}: the job's own runtime environment differs ({reason})"
-            ) from error
-        if cluster.address is None:
-            raise UserError(f"Ray cannot start here ({reason})") from error
-        needs = "" if os.environ.get("RAY_AUTH_MODE") else "; one that asks for a token needs RAY_AUTH_MODE=token here"
-        raise UserError(f"--address {cluster.address}: no Ray cluster can be joined there ({reason}){needs}") from error
-    exit_on_sigterm()  # Ray has put its own handler in place
-    try:
-        yield _decided(cluster), context.dashboard_url or ""
-    finally:
-        ray.shutdown()
-
-
-def _where(cluster: Cluster) -> dict[str, Any]:
-    """For ray.init."""
-    if cluster.address is None:
-        cores = max(os.cpu_count() or 1, cluster.workers or 1)
-        return {"address": "local", "num_cpus": cores, "include_dashboard": True, "dashboard_host": "127.0.0.1"}
-    if cluster.address.startswith("ray://"):
-        raise UserError(f"--address {cluster.address}: give the cluster's own address (host:6379 or auto), run there")
-    _check_address(cluster.address)
-    # Machines of the cluster need what we depend on, not us: they run the code of this process, whatever they have.
-    folders = [location for name in OURS for location in getattr(find_spec(name), "submodule_search_locations", [])]
-    shipped = {"py_modules": folders, "env_vars": {NO_GPU: "1"}}  # their Ray runs already, with its own environment
-    return {"address": cluster.address, "runtime_env": shipped}
-
-
-def _check_address(address: str) -> None:
-    """Ray tries an address where nothing listens for a quarter of an hour. Raises UserError at once."""
-    host, _, port = address.rpartition(":")
-    if not (host and port.isdecimal()):
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
-    except (OSError, OverflowError) as error:
-        raise UserError(f"--address {address}: no Ray cluster can be joined there ({error})") from error
+    with ray_session(cluster.address, cluster.workers or 1, OURS, verbose=cluster.verbose) as dashboard:
+        yield _decided(cluster), dashboard
 
 
 def _decided(cluster: Cluster) -> Cluster:

@@ -18,8 +18,9 @@ from controller.policy import Proposal
 from controller.proposer import ProposerState, Rewarded
 from detector.architecture import Architecture
 from detector.errors import UserError
+from detector.ray_session import NAMESPACE, here
 from nas.attempts import described
-from nas.cluster import NAMESPACE, Cluster, Delivery, Room, here
+from nas.cluster import Cluster, Delivery, Room
 from nas.control import Controlled
 from nas.metrics import TrialMetrics
 from nas.store import Action, Cause, Episode, Outcome

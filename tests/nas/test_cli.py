@@ -125,11 +125,11 @@ def test_gpus_that_are_not_there_are_refused(here: Path, capsys, monkeypatch: py
 def test_an_address_where_no_cluster_is_is_refused_at_once(address: str) -> None:
     pytest.importorskip("ray")
     from detector.errors import UserError
-    from nas.cluster import Cluster, ray_session
+    from nas.cluster import Cluster, cluster_session
 
     with (
         pytest.raises(UserError, match=f"--address {address}: "),
-        ray_session(Cluster("default", 1, 0.0, address, False)),
+        cluster_session(Cluster("default", 1, 0.0, address, False)),
     ):
         pass
 

@@ -117,12 +117,12 @@ def test_room_follows_the_machines(machines: Machines) -> None:
     script = """
 import sys
 from detector.errors import UserError
-from nas.cluster import Cluster, Room, ray_session
+from nas.cluster import Cluster, Room, cluster_session
 for workers, gpus in ((None, None), (None, 0.0), (None, 0.25), (7, None)):
-    with ray_session(Cluster("mine", workers, gpus, sys.argv[1], False)) as (cluster, _):
+    with cluster_session(Cluster("mine", workers, gpus, sys.argv[1], False)) as (cluster, _):
         print("room", Room(cluster).trials(), cluster.gpus_per_trial)
 try:
-    with ray_session(Cluster("mine", None, 3.0, sys.argv[1], False)):
+    with cluster_session(Cluster("mine", None, 3.0, sys.argv[1], False)):
         print("room though no machine has three GPUs")
 except UserError as error:
     print("room", error)
