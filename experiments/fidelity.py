@@ -11,7 +11,8 @@ The noise of the reference caps tau. ceiling: the tau that a proxy without noise
 how well the reference's seeds agree with each other. Pearson's correlation, which ranks among equals do not spoil, is
 printed beside tau.
 
-Restartable: each run is one file in --folder. --jobs runs several at a time.
+Restartable: each run is one file in --folder. --jobs runs several at a time. Runs that are kept with the code, in
+experiments/fidelity.json, are not made again; --keep adds those of --folder.
 """
 
 import argparse
@@ -42,6 +43,7 @@ from nas.proxy import EVALUATION_BATCH, FrozenProxy, FullProxy, load_proxy
 from nas.space import load_prior, space_around
 
 RESAMPLES = 500
+KEPT = Path(__file__).with_suffix(".json")
 
 
 class Proxied(NamedTuple):
@@ -148,11 +150,12 @@ def main() -> None:
     parser.add_argument("--proxies", nargs="+", default=["frozen", "full"], help="protocols to measure")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--plot", type=Path, metavar="PNG")
+    parser.add_argument("--keep", action="store_true", help=f"add the runs to {KEPT.name}")
     parser.add_argument("--only", nargs=2, metavar=("RUN", "SEED"), help="one run, in this process")
     args = parser.parse_args()
     if min(len(args.seeds), len(args.proxy_seeds)) < 2:
         parser.error("give two seeds at least: from one, noise cannot be told")
-    runs = Runs(args.folder, f"v{VERSION}-steps{args.steps}", "experiments.fidelity", _arguments(args))
+    runs = Runs(args.folder, f"v{VERSION}-steps{args.steps}", "experiments.fidelity", _arguments(args), KEPT)
     if args.only:
         run = Run(args.only[0], int(args.only[1]))
         torch.set_num_threads(1)
@@ -163,8 +166,10 @@ def main() -> None:
     if "frozen" in args.proxies:  # prepared once, before the jobs need it
         load_frozen(config, load_split(config.data, None, "train"))
     proxied = [Run(f"{p} of {name}", s) for s in args.proxy_seeds for p in args.proxies for name in names]
-    runs.make(proxied, args.jobs)
-    runs.make([Run(f"{FULL_TRAINING} of {name}", seed) for seed in args.seeds for name in names], args.jobs)
+    trained = [Run(f"{FULL_TRAINING} of {name}", seed) for seed in args.seeds for name in names]
+    runs.make([*proxied, *trained], args.jobs)
+    if args.keep:
+        runs.keep([*proxied, *trained])
     reference = np.array([[runs.read(Run(f"{FULL_TRAINING} of {n}", s))["ap"] for s in args.seeds] for n in names])
     measured = {
         protocol: [[runs.read(Run(f"{protocol} of {n}", s)) for s in args.proxy_seeds] for n in names]

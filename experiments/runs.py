@@ -1,4 +1,7 @@
-"""Runs of a study that takes hours: each is one JSON file in a folder, so that a study continues where it stopped."""
+"""Runs of a study that takes hours: each is one JSON file in a folder, so that a study continues where it stopped.
+
+What a long study has come to can be kept with the code, in one file; it counts as run then.
+"""
 
 import json
 import os
@@ -20,12 +23,19 @@ class Run(NamedTuple):
 class Runs:
     """The runs of `module` in `folder`. variant (a word, such as steps1000) parts runs of other settings.
 
-    module is called as `python -m MODULE ARGUMENTS --only NAME SEED`, and is to write() that run.
+    module is called as `python -m MODULE ARGUMENTS --only NAME SEED`, and is to write() that run. kept: the file of
+    runs that are kept with the code.
     """
 
-    def __init__(self, folder: Path, variant: str, module: str, arguments: Iterable[str]) -> None:
+    def __init__(
+        self, folder: Path, variant: str, module: str, arguments: Iterable[str], kept: Path | None = None
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        self.kept = kept
+        self._of_kept: dict[str, Any] = {}
+        if kept is not None and kept.exists():
+            self._of_kept = json.loads(kept.read_text())
         self.variant = variant
         self.command = [sys.executable, "-m", module, *arguments]
 
@@ -35,7 +45,7 @@ class Runs:
 
     def make(self, wanted: Iterable[Run], jobs: int) -> None:
         """Run what is missing, `jobs` at a time. Raises CalledProcessError if one fails."""
-        missing = [run for run in wanted if not self.file(run).exists()]
+        missing = [run for run in wanted if self._name(run) not in self._of_kept and not self.file(run).exists()]
         with ThreadPoolExecutor(jobs) as pool:
             for done, run in enumerate(pool.map(self._start, missing), 1):
                 print(f"{run.name}, seed {run.seed}: {done} of {len(missing)}", flush=True)
@@ -52,5 +62,19 @@ class Runs:
         partial.replace(self.file(run))
 
     def read(self, run: Run) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads(self.file(run).read_text())
+        kept = self._of_kept.get(self._name(run))
+        content: dict[str, Any] = kept or json.loads(self.file(run).read_text())
         return content
+
+    def keep(self, wanted: Iterable[Run]) -> None:
+        """Put them beside what is kept already, a line each."""
+        if self.kept is None:
+            raise ValueError("these runs have no file to be kept in")
+        self._of_kept |= {self._name(run): self.read(run) for run in wanted}
+        lines = [f"{json.dumps(name)}: {json.dumps(self._of_kept[name])}" for name in sorted(self._of_kept)]
+        partial = self.kept.with_suffix(".partial")
+        partial.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        partial.replace(self.kept)
+
+    def _name(self, run: Run) -> str:
+        return self.file(run).stem

@@ -42,6 +42,25 @@ def test_a_run_that_fails_ends_the_study_and_leaves_no_result(runs: Runs) -> Non
     assert not runs.file(Run("bad", 0)).exists()
 
 
+def test_what_is_kept_with_the_code_is_not_run_again(runs: Runs, tmp_path: Path) -> None:
+    wanted = [Run("a (b)", seed) for seed in (1, 2)]
+    runs.kept = tmp_path / "kept.json"
+    runs.make(wanted[:1], jobs=1)
+    runs.keep(wanted[:1])
+    elsewhere = Runs(tmp_path / "elsewhere", "v", "none", [], runs.kept)
+    elsewhere.command = runs.command
+    elsewhere.make(wanted[:1], jobs=1)
+    assert (runs.folder / "log").read_text().splitlines() == ["a (b) 1"]
+    elsewhere.write(wanted[1], {"twice": 7})
+    elsewhere.keep(wanted[1:])
+    again = Runs(tmp_path / "third", "v", "none", [], runs.kept)
+    assert [again.read(run)["twice"] for run in wanted] == [2, 7]
+    assert len(runs.kept.read_text().splitlines()) == 4
+    other = Runs(tmp_path / "third", "w", "none", [], runs.kept)
+    with pytest.raises(FileNotFoundError):
+        other.read(wanted[0])
+
+
 def test_runs_of_other_names_seeds_and_settings_have_other_files(tmp_path: Path) -> None:
     files = {Runs(tmp_path, variant, "m", []).file(Run(n, s)) for variant in "ab" for n in ("x", "y") for s in (0, 1)}
     assert len(files) == 8
