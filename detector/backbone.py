@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Self
 import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
@@ -64,10 +63,8 @@ class Backbone(nn.Module):
             raise UserError(
                 f"detector.backbone.norm: {config.name} has no batch norms for {config.norm}; set it to own"
             )
-        if config.norm == "gn":
-            replace_batch_norms(self.body)
-        elif config.norm == "sync_bn":
-            self.body = convert_sync_batchnorm(self.body)
+        if config.norm == "gn" or config.norm == "sync_bn":
+            replace_batch_norms(self.body, config.norm)
         elif config.norm == "frozen_bn":
             self._freeze(norms)
 

@@ -8,6 +8,7 @@ from detector import matching
 from detector.box_head import BoxHead
 from detector.boxes import clip, decode, encode
 from detector.config import CascadeConfig, CascadeTest
+from detector.processes import normaliser
 from detector.roi_pool import RoiAlign
 from detector.targets import Proposals, Targets
 
@@ -118,13 +119,13 @@ class Cascade(nn.Module):
 
 
 def stage_losses(logits: Tensor, deltas: Tensor, labels: Tensor, goal: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Classification and box loss of one stage, both divided by the number of sampled regions.
+    """Classification and box loss of one stage, both divided by the number of sampled regions of all processes.
 
     logits (B, P, K + 1), deltas and goal (B, P, 4), labels (B, P) with background K, valid (B, P). Smooth L1 with
     beta 1 on normalised deltas, as in arXiv:1712.00726.
     """
     background = logits.shape[-1] - 1
-    total = valid.sum().clamp(min=1)
+    total = normaliser(valid)
     classification = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
     distance = F.smooth_l1_loss(deltas, goal, reduction="none").sum(-1)
     is_object = valid & (labels != background)

@@ -199,6 +199,11 @@ class OptimizationConfig(Section):
     clip_norm: PositiveFloat | None = None
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the forward pass, on CUDA only
 
+    @property
+    def peak_learning_rate(self) -> float:
+        """What it is after the warm-up."""
+        return self.learning_rate
+
 
 class TrainingConfig(OptimizationConfig):
     """Training of the whole detector on images. The resize is that of Lin et al. 2017, arXiv:1612.03144.
@@ -206,8 +211,11 @@ class TrainingConfig(OptimizationConfig):
     sampling: which images are drawn (detector/sampling.py); diversity_epsilon is class_diversity's. multi_scale (least,
     most): training images get a short side drawn from that range for each step, long sides cut to
     multi_scale_long_side; short_side and long_side remain the size at test. group_orientations: batches hold either
-    wide or high images. average_decay: the result is the moving average of the weights with this decay (0.999, say),
-    not the last. evaluate_steps: the validation split's AP after every so many steps, too, and the best weights kept.
+    wide or high images. reference_batch_size: what learning_rate is for; it changes with batch_size in proportion
+    (Goyal et al. 2017, arXiv:1706.02677). accumulate: batches are taken in so many parts, one after the other, for want
+    of memory; gradients are averaged, norms and losses see a part at a time. average_decay: the result is the moving
+    average of the weights with this decay (0.999, say), not the last. evaluate_steps: the validation split's AP after
+    every so many steps, too, and the best weights kept.
     """
 
     sampling: Sampling = "uniform"
@@ -220,8 +228,15 @@ class TrainingConfig(OptimizationConfig):
     flip: bool = True
     loader_workers: NonNegativeInt = 4
     average_decay: float | None = Field(default=None, gt=0, lt=1)
+    reference_batch_size: PositiveInt | None = None
+    accumulate: PositiveInt = 1
     evaluate_steps: PositiveInt | None = None
     seed: NonNegativeInt = 0
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """Scaled to the batch."""
+        return self.learning_rate * self.batch_size / (self.reference_batch_size or self.batch_size)
 
     @model_validator(mode="after")
     def _multi_scale_is_a_range(self) -> Self:

@@ -13,6 +13,7 @@ from detector.cascade_rcnn import CascadeRcnn
 from detector.coco import CocoData
 from detector.config import TestingConfig, TrainingConfig
 from detector.loader import Batch, DetectionDataset, Loader, fit
+from detector.processes import Processes
 from detector.suppression import select
 from detector.targets import Detections, Proposals
 
@@ -39,6 +40,34 @@ def views_of(data: CocoData, training: TrainingConfig, testing: TestingConfig, m
         for is_flipped in flips:
             views.append(View(loader.ordered(training.batch_size, is_flipped=is_flipped), is_flipped))
     return views
+
+
+def detect_together(
+    model: CascadeRcnn,
+    data: CocoData,
+    training: TrainingConfig,
+    testing: TestingConfig,
+    device: torch.device,
+    on_images: OnImages | None = None,
+) -> list[Detections]:
+    """The detections of every image, each process of a distributed run having tested its share; on the first one.
+
+    The others get an empty list. Batches are those of a single process, so that paddings and results are the same.
+    """
+    processes = Processes.here()
+    processes.align_buffers(model)
+    of_batch = np.arange(len(data)) // training.batch_size
+    shares = [np.flatnonzero(of_batch % processes.count == rank) for rank in range(processes.count)]
+    own = data.subset(shares[processes.rank])
+    found: list[Detections] = []
+    if len(own):
+        views = views_of(own, training, testing, model.padding_multiple)
+        found = detect_split(model, views, own.image_hw, device, on_images)
+    gathered = processes.gather(found)
+    if not processes.is_first:
+        return []
+    together = [detections for of_process in gathered for detections in of_process]
+    return [together[place] for place in np.concatenate(shares).argsort()]
 
 
 def detect_split(

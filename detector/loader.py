@@ -30,6 +30,13 @@ class Batch(NamedTuple):
         images = self.images.to(device, non_blocking=True).float() / 255
         return Batch(images, self.image_hw.to(device, non_blocking=True), self.targets.to(device))
 
+    def split(self, parts: int) -> list["Batch"]:
+        """Of equally many images each; padded as before."""
+        size = len(self.images) // parts
+        spans = [slice(start, start + size) for start in range(0, size * parts, size)]
+        boxes, labels = self.targets
+        return [Batch(self.images[s], self.image_hw[s], Targets(boxes[s], labels[s])) for s in spans]
+
 
 class Sample(NamedTuple):
     """One image (3, H, W) uint8 with its boxes (N, 4) and labels (N,)."""

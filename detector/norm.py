@@ -6,6 +6,7 @@ from typing import Literal, TypeGuard
 import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
@@ -24,6 +25,34 @@ def norm_layer(norm: Norm) -> Callable[[int], nn.Module]:
     return layers[norm]
 
 
+class SyncBatchNormOnCpu(nn.BatchNorm2d):
+    """What nn.SyncBatchNorm does, which knows GPUs only, in plain operators."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, ...) -> the same, normalised; in training by the statistics of all processes."""
+        if not self.training:
+            return super().forward(x)
+        axes = [0, *range(2, x.ndim)]
+        own = torch.cat((x.new_tensor([x.numel() / x.shape[1]]), x.sum(axes), x.square().sum(axes)))
+        of_all: Tensor = all_reduce(own)  # type: ignore[no-untyped-call]  # with a gradient
+        count, total, squares = torch.split(of_all, [1, x.shape[1], x.shape[1]])
+        mean = total / count
+        variance = (squares / count - mean.square()).clamp(min=0)
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        of_channels = (1, -1, *[1] * (x.ndim - 2))
+        shifted: Tensor = x * scale.view(of_channels) + (self.bias - mean * scale).view(of_channels)
+        return shifted
+
+
 def group_norm(channels: int) -> nn.GroupNorm:
     """32 groups (Wu & He 2018, arXiv:1803.08494), fewer where they would have less than 4 channels: a group of one
     channel makes every map of 1x1 zero."""
@@ -40,23 +69,33 @@ def batch_norms(module: nn.Module) -> list[_BatchNorm]:
     return [child for child in module.modules() if is_batch_norm(child)]
 
 
-def replace_batch_norms(module: nn.Module) -> None:
-    """Put GroupNorm in the place of every batch norm. Scale and shift are kept, and the activation that some of timm's
-    norms contain."""
+def replace_batch_norms(module: nn.Module, norm: Literal["gn", "sync_bn"]) -> None:
+    """Put another norm in the place of every batch norm. Scale and shift are kept, statistics where it has some, and
+    the activation that some of timm's norms contain."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if is_batch_norm(child):
-                setattr(parent, name, _as_group_norm(child))
+                setattr(parent, name, _replaced(child, norm))
 
 
-def _as_group_norm(batch_norm: _BatchNorm) -> nn.Module:
-    norm = group_norm(batch_norm.num_features)
-    with torch.no_grad():
-        norm.weight.copy_(batch_norm.weight)
-        norm.bias.copy_(batch_norm.bias)
+def _replaced(batch_norm: _BatchNorm, norm: Literal["gn", "sync_bn"]) -> nn.Module:
+    channels = batch_norm.num_features
+    made = group_norm(channels) if norm == "gn" else nn.SyncBatchNorm(channels, batch_norm.eps, batch_norm.momentum)
+    made.load_state_dict(batch_norm.state_dict(), strict=False)  # group norms have no statistics
     if isinstance(batch_norm, BatchNormAct2d):
-        return nn.Sequential(norm, batch_norm.drop, batch_norm.act)
-    return norm
+        return nn.Sequential(made, batch_norm.drop, batch_norm.act)
+    return made
+
+
+def synchronise_on_cpu(module: nn.Module) -> None:
+    """Let its nn.SyncBatchNorms work in processes without GPUs; their parameters stay the same objects."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.SyncBatchNorm):
+                made = SyncBatchNormOnCpu(child.num_features, child.eps, child.momentum)
+                made.load_state_dict(child.state_dict())
+                made.weight, made.bias = child.weight, child.bias
+                setattr(parent, name, made)
 
 
 class WeightStandardisation(nn.Module):

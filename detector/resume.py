@@ -49,6 +49,10 @@ class Checkpoints:
             raise UserError(f"{damaged[0]}: cannot be read, nor an earlier one; remove {self.folder} to start anew")
         return None, []
 
+    def newest_step(self) -> int:
+        """0 without any."""
+        return max((int(path.stem[5:]) for path in self._newest_first()), default=0)
+
     def remove(self) -> None:
         """Once the run is finished."""
         for path in [*self._newest_first(), *self._cut_short()]:

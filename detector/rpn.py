@@ -11,6 +11,7 @@ from detector import matching
 from detector.architecture import NUM_LEVELS
 from detector.boxes import clip, decode, encode
 from detector.config import RpnConfig
+from detector.processes import normaliser
 from detector.suppression import nms_mask
 from detector.targets import Proposals, Targets
 
@@ -48,6 +49,31 @@ class PyramidAnchors(AnchorGenerator):  # type: ignore[misc]
         return [of_image] * len(image_list.image_sizes)
 
 
+class Network(RegionProposalNetwork):  # type: ignore[misc]
+    """torchvision's network, with losses that are means over the sampled anchors of all processes."""
+
+    def compute_loss(
+        self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """objectness (A, 1) and deltas (A, 4) of all anchors of a batch -> its two losses."""
+        positive, negative = (torch.cat(of_images).bool() for of_images in self.fg_bg_sampler(labels))
+        valid = positive | negative
+        return mean_losses(objectness.flatten(), positive, pred_bbox_deltas, torch.cat(regression_targets), valid)
+
+
+def mean_losses(
+    scores: Tensor, is_object: Tensor, deltas: Tensor, goals: Tensor, valid: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Objectness and box loss, both divided by the number of sampled anchors; all (..., A), boxes (..., A, 4)."""
+    total = normaliser(valid)
+    objectness = F.binary_cross_entropy_with_logits(scores, is_object.to(scores.dtype), reduction="none")
+    distance = F.smooth_l1_loss(deltas, goals, beta=1 / 9, reduction="none").sum(-1)
+    # where, not a product: what is not sampled may be infinite
+    return torch.where(valid, objectness, 0.0).sum() / total, torch.where(
+        valid & is_object, distance, 0.0
+    ).sum() / total
+
+
 class Rpn(nn.Module):
     """Pyramid maps -> proposals, for images of any sizes.
 
@@ -61,7 +87,7 @@ class Rpn(nn.Module):
         ratios = config.anchor_ratios
         strides = [base_stride * 2**level for level in range(NUM_LEVELS)]
         anchors = PyramidAnchors([config.anchor_scale * stride for stride in strides], ratios, strides)
-        self.network = RegionProposalNetwork(
+        self.network = Network(
             anchors,
             FloatRpnHead(channels, len(ratios)),
             fg_iou_thresh=FOREGROUND_IOU,
@@ -156,10 +182,5 @@ class BatchedRpn(Rpn):
         delta = matching.gather_boxes(deltas, index)
         reference = matching.gather_boxes(targets.boxes, best.indices.gather(1, index))
         goal = encode(reference, anchors[index])
-        total = valid.sum().clamp(min=1)
-        objectness = F.binary_cross_entropy_with_logits(score, labels.to(score.dtype), reduction="none")
-        distance = F.smooth_l1_loss(delta, goal, beta=1 / 9, reduction="none").sum(-1)
-        return {
-            "rpn_objectness": (objectness * valid).sum() / total,
-            "rpn_box": (distance * (labels & valid)).sum() / total,
-        }
+        objectness, box = mean_losses(score, labels, delta, goal, valid)
+        return {"rpn_objectness": objectness, "rpn_box": box}

@@ -115,7 +115,7 @@ def training_run(runs: Runs, run: Run, steps: int) -> dict[str, Any]:
     trained = new_detector(config, prior, data)
     model, curve = trained.model, []
 
-    def look(step: int, _loss: float) -> None:
+    def look(step: int, _losses: Mapping[str, float]) -> None:
         if run.name in CURVES and step % (steps // CURVE_POINTS) == 0 and step < steps:
             curve.append((step, ap_of(trained, validation_data)))
             model.train()

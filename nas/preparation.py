@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -208,8 +208,8 @@ def _build_features(
         _cache_part(folder, part, model, batches, len(parts[part]), device, progress)
 
 
-def _report(progress: OnProgress, what: str, steps: int, step: int, loss: float) -> None:
-    progress(f"{what}, loss {loss:.3f}", step, steps)
+def _report(progress: OnProgress, what: str, steps: int, step: int, losses: Mapping[str, float]) -> None:
+    progress(f"{what}, loss {losses['loss']:.3f}", step, steps)
 
 
 @torch.no_grad()

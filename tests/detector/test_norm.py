@@ -53,7 +53,7 @@ def test_group_norm_lets_maps_of_one_cell_through(channels: int) -> None:
 def test_batch_norms_become_group_norms_with_their_scale_and_activation() -> None:
     body = nn.Sequential(nn.Conv2d(3, 8, 1), BatchNormAct2d(8), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
     body[3].weight.data.zero_()
-    replace_batch_norms(body)
+    replace_batch_norms(body, "gn")
     assert not batch_norms(body)
     out = body[:2](torch.randn(2, 3, 4, 4))
     assert (out >= 0).all()

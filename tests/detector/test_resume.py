@@ -102,7 +102,7 @@ def test_a_power_cut_costs_no_more_than_the_time_since_the_last_checkpoint(here:
 def test_a_cut_during_the_last_evaluation_trains_nothing_again(here: Path, monkeypatch, capsys) -> None:
     write_config(here)
     with monkeypatch.context() as patch:
-        patch.setattr("detector.train_final.coco_metrics", lambda *_: power_cut())
+        patch.setattr("detector.final_training.coco_metrics", lambda *_: power_cut())
         write_config(here, "evaluate_steps: 1000")
         with pytest.raises(RuntimeError):
             train(here / "out")
@@ -173,14 +173,13 @@ def test_the_best_weights_are_those_of_the_highest_ap(here: Path, monkeypatch) -
 def test_a_signal_during_an_evaluation_or_before_the_first_batch_loses_nothing(here: Path, monkeypatch, capsys) -> None:
     write_config(here)
     assert train(here / "whole") == 0
-    from detector import train_final as module
 
     def evaluate(*_) -> None:  # as when the signal reaches loader processes, too
         signal.raise_signal(signal.SIGTERM)
         raise RuntimeError("DataLoader worker is killed by signal")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "coco_metrics", evaluate)
+        patch.setattr("detector.final_training.coco_metrics", evaluate)
         assert train(here / "parts") == 143
 
     def load(*_):

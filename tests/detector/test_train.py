@@ -39,7 +39,9 @@ def config(**changes) -> OptimizationConfig:
 def test_fits_a_line(changes) -> None:
     model, checks = Line(), []
     batches = (Numbers(torch.randn(8, 1)) for _ in range(200))
-    train(model, batches, config(**changes), torch.device("cpu"), lambda step, loss: checks.append((step, loss)))
+    train(
+        model, batches, config(**changes), torch.device("cpu"), lambda step, found: checks.append((step, found["loss"]))
+    )
     assert model.layer.weight.item() == pytest.approx(3, abs=0.05)
     assert [step for step, _ in checks] == list(range(10, 201, 10))
     assert checks[-1][1] < checks[0][1]
@@ -123,13 +125,14 @@ def test_a_training_goes_on_from_its_state_bit_for_bit(changes, stop: int) -> No
     for name in ("whole", "parts"):
         torch.manual_seed(0)
         losses: list[tuple[int, float]] = []
-        on_check = lambda step, loss: losses.append((step, loss))  # noqa: B023, E731
-        training = Training(Noisy(), config(steps=30, **changes), torch.device("cpu"), 0.9)
+        on_check = lambda step, found: losses.append((step, found["loss"]))  # noqa: B023, E731
+        options = {"average_decay": 0.9, "seed": 3}
+        training = Training(Noisy(), config(steps=30, **changes), torch.device("cpu"), **options)
         if name == "parts":
             training.run(numbers(0)[:stop], on_check)
             state = copy.deepcopy(training.state())
             torch.manual_seed(1)
-            training = Training(Noisy(), config(steps=30, **changes), torch.device("cpu"), 0.9)
+            training = Training(Noisy(), config(steps=30, **changes), torch.device("cpu"), **options)
             training.load(state)
             torch.rand(3)  # as a loader draws
         training.run(numbers(training.step), on_check)
@@ -140,7 +143,7 @@ def test_a_training_goes_on_from_its_state_bit_for_bit(changes, stop: int) -> No
 
 def test_the_average_is_that_of_all_weights_since_the_start() -> None:
     model = Line()
-    training = Training(model, config(steps=5), torch.device("cpu"), 0.8)
+    training = Training(model, config(steps=5), torch.device("cpu"), average_decay=0.8)
     wanted = model.layer.weight.detach().clone()
     statistics = model.norm.running_mean.clone()
 
