@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
+from torchvision.transforms.v2.functional import resize
 
 from detector.annotations import read_annotations
 from detector.compact import LARGE_BYTES, compacted
@@ -226,7 +227,8 @@ def load_coco(
 
 
 def resized(image: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """Image (3, H, W) uint8 brought to a new size: antialiased bilinear, still uint8."""
+    """Image (3, H, W) uint8 brought to a new size: antialiased bilinear, still uint8, in the same memory order."""
     if tuple(image.shape[1:]) == size_hw:
         return image
-    return torch.nn.functional.interpolate(image[None], size_hw, mode="bilinear", antialias=True)[0]
+    new: Tensor = resize(image, list(size_hw), antialias=True)
+    return new

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -106,15 +107,18 @@ def flipped(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def collate(samples: list[Sample], multiple: int, canvas_hw: Size | None = None) -> Batch:
-    """Pad at the bottom and right, to the largest of the batch or to canvas_hw, and up to a multiple of `multiple`."""
+    """Pad at the bottom and right, to the largest of the batch or to canvas_hw, and up to a multiple of `multiple`.
+
+    Images lie in memory as rows of pixels, as they are decoded and as convolutions take them soonest.
+    """
     sizes = [(sample.image.shape[1], sample.image.shape[2]) for sample in samples]
     height, width = canvas_hw or (max(h for h, _ in sizes), max(w for _, w in sizes))
     height, width = (-(-side // multiple) * multiple for side in (height, width))
-    images = torch.zeros(len(samples), 3, height, width, dtype=torch.uint8)
+    images = np.zeros((len(samples), height, width, 3), np.uint8)  # numpy's pages cost a third of torch's
     for canvas, sample, (h, w) in zip(images, samples, sizes, strict=True):
-        canvas[:, :h, :w] = sample.image
+        canvas[:h, :w] = sample.image.permute(1, 2, 0).numpy()
     targets = Targets.pad([sample.boxes for sample in samples], [sample.labels for sample in samples])
-    return Batch(images, torch.tensor(sizes), targets)
+    return Batch(torch.from_numpy(images).permute(0, 3, 1, 2), torch.tensor(sizes), targets)
 
 
 class Loader:

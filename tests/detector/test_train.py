@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from detector.architecture import PRIORS
 from detector.cascade_rcnn import CascadeRcnn
-from detector.config import DetectorSections, OptimizationConfig, load_config
+from detector.config import DetectorSections, OptimizationConfig, TrainingConfig, load_config
 from detector.errors import NonFiniteLossError
-from detector.train import Training, learning_rate_factor, make_optimizer, train
+from detector.train import Training, learning_rate_factor, make_optimizer, seed_of_step, train
 
 
 class Numbers(NamedTuple):
@@ -104,6 +104,45 @@ def test_learning_rate_warms_up_then_falls() -> None:
     assert cosine[-1] == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.99)))
     steps = config(schedule="step", warmup_steps=0, steps=90, milestones=(0.5, 0.9))
     assert [learning_rate_factor(s, steps) for s in (0, 44, 45, 80, 81)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+
+
+def test_learning_rates_follow_the_batch_where_they_are_for_another_one() -> None:
+    base = {"learning_rate": 0.02, "batch_size": 16}
+    for changes, wanted in (
+        ({}, 0.02),
+        ({"batch_size": 64}, 0.02),
+        ({"reference_batch_size": 16}, 0.02),
+        ({"reference_batch_size": 16, "batch_size": 64}, 0.08),
+        ({"reference_batch_size": 16, "batch_size": 2}, 0.0025),
+    ):
+        for optimizer in ("sgd", "adamw"):
+            found = TrainingConfig(**(base | changes), optimizer=optimizer)
+            assert make_optimizer(Line(), found).param_groups[0]["lr"] == pytest.approx(wanted)
+
+
+class Parts(Numbers):
+    def split(self, parts: int) -> list[Numbers]:
+        return [Numbers(values) for values in self.values.chunk(parts)]
+
+
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "sgd"}, {"clip_norm": 1.0}])
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole(changes) -> None:
+    made = []
+    for parts in (1, 2, 4):
+        torch.manual_seed(0)
+        losses: list[float] = []
+        training = Training(Line(), config(steps=10, **changes), torch.device("cpu"), accumulate=parts)
+        batches = [Parts(torch.arange(8.0)[:, None] + step) for step in range(10)]
+        training.run(batches, lambda _, found: losses.append(found["loss"]))  # noqa: B023
+        made.append((training.model.layer.weight.item(), losses[0]))
+    assert made[1] == pytest.approx(made[0], rel=1e-5)
+    assert made[2] == pytest.approx(made[0], rel=1e-5)
+
+
+def test_random_numbers_of_a_step_are_its_own() -> None:
+    seeds = {seed_of_step(seed, step, rank) for seed in (0, 1) for step in range(50) for rank in range(3)}
+    assert len(seeds) == 300
+    assert seed_of_step(3, 4, 5) == seed_of_step(3, 4, 5)
 
 
 class Noisy(Line):

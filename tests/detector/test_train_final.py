@@ -1,8 +1,10 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tensorboardX.proto.event_pb2 import Event
 
 from detector.architecture import PRIORS
 from detector.checkpoint import TrainedModel
@@ -120,3 +122,78 @@ def test_a_diverging_run_fails_and_says_why(here: Path, capsys) -> None:
     assert train_final(["--config", "wild.yaml"]) == 1
     assert "the training loss is" in capsys.readouterr().err
     assert not (here / "runs" / "final" / "model.pt").exists()
+
+
+def test_a_dry_run_says_what_would_happen_and_leaves_nothing(here: Path, capsys) -> None:
+    (here / "best.json").write_text(json.dumps(PRIORS["nas-fpn"].to_dict()))
+    assert train_final(["--config", "smoke", "--arch", "best.json", "--workers", "2", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    for line in (
+        "training: 160 images, 461 boxes, 8 classes",
+        "validation: 24 images, 56 boxes, 8 classes",
+        f"pyramid: {PRIORS['nas-fpn'].hash[:12]}, 7 merging cells",
+        "training: 20 steps of 8 images, 1.0 times the data, on cpu",
+        "one process of 2: ",
+        "evaluation: about ",
+        "it works on the first 8",
+        "runs/final: would start anew",
+    ):
+        assert line in said
+    assert not (here / "runs").exists()
+
+
+def test_a_dry_run_finds_what_training_would(here: Path, tiny_coco: Path, capsys) -> None:
+    config = (Path(__file__).parents[2] / "experiments" / "smoke.yaml").read_text()
+    start, end = config.index("data:"), config.index("detector:")
+    (here / "c.yaml").write_text(config[:start] + "data: {source: coco}\n" + config[end:])
+    picture = tiny_coco / "images" / "2.png"
+    picture.write_bytes(picture.read_bytes()[:60])
+    assert train_final(["--config", "c.yaml", "--data", str(tiny_coco), "--dry-run"]) == 2
+    assert "2.png (image 2): cannot be decoded" in capsys.readouterr().err
+
+
+def test_tensorboard_is_told_how_training_and_evaluations_go(here: Path) -> None:
+    smoke = (Path(__file__).parents[2] / "experiments" / "smoke.yaml").read_text()
+    (here / "c.yaml").write_text(
+        smoke.replace("batch_size: 8, steps: 20", "batch_size: 8, steps: 20, evaluate_steps: 15")
+    )
+    assert train_final(["--config", "c.yaml"]) == 0
+    found = events(here / "runs" / "final")
+    scalars = {(tag, step) for tag, step, value in found if not value.HasField("image")}
+    names = ("loss", "rpn_objectness", "rpn_box", "learning_rate", "images_per_second", "data_wait")
+    stages = [f"stage{stage}_{what}" for stage in range(3) for what in ("class", "box")]
+    assert scalars == {(f"train/{name}", step) for name in (*names, *stages) for step in (10, 20)} | {
+        (f"val/{name}", step) for name in ("AP", "AP50") for step in (15, 20)
+    }
+    pictures = [(tag, step, value.image) for tag, step, value in found if value.HasField("image")]
+    assert len(pictures) == 2 * 4
+    assert all(image.encoded_image_string.startswith(b"\x89PNG") for _, _, image in pictures)
+    metrics = json.loads((here / "runs" / "final" / "metrics.json").read_text())
+    assert dict(metrics["ap_by_step"]).keys() == {15, 20}
+    last = [value.simple_value for tag, step, value in found if (tag, step) == ("val/AP", 20)]
+    assert last == [pytest.approx(metrics["ap"])]
+    assert metrics["data"]["train"] == {"images": 160, "boxes_left_out": 0, "images_left_out": 0}
+
+
+def events(folder: Path) -> list[tuple[str, int, Any]]:
+    """Tags, steps and values, read as the format says: length, its checksum, an event, its checksum."""
+    found = []
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        content = path.read_bytes()
+        while content:
+            length = int.from_bytes(content[:8], "little")
+            record, content = content[12 : 12 + length], content[16 + length :]
+            event = Event.FromString(record)
+            found += [(value.tag, event.step, value) for value in event.summary.value]
+    return found
+
+
+def test_a_gpu_that_is_too_small_is_told_with_a_way_out(here: Path, monkeypatch, capsys) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("detector.cascade_rcnn.CascadeRcnn.forward", full)
+    assert train_final(["--config", "smoke"]) == 2
+    complaint = capsys.readouterr().err
+    assert "lower training.batch_size, raise training.accumulate" in complaint
+    assert complaint.count("\n") == 1
