@@ -8,7 +8,8 @@ first policy on one), each with its confirmed winner, and then full training, th
 * the best of 400 random graphs, and what each search by REINFORCE found.
 
 Printed: AP on the validation split, which no search has seen, with standard errors, and the differences to the
-published graph. Restartable: searches continue, and each training is one file in --folder.
+published graph. Restartable: searches continue, and each training is one file in --folder. Those that are kept with
+the code, in experiments/winners.json, are not made again; --keep adds those of --folder.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from detector.config import load_config
 from detector.nas_fpn import ReluConvNorm
 from detector.norm import Norm
 from experiments.fidelity import graphs
-from experiments.full_training import full_training
+from experiments.full_training import LEARNING_RATE, full_training
 from experiments.runs import Run, Runs
 from nas.config import Config
 from nas.preparation import VERSION
@@ -35,6 +36,7 @@ from nas.results import by_reward, prior_episode, verdicts
 from nas.store import Store
 
 EPISODES = 400
+KEPT = Path(__file__).with_suffix(".json")
 SEARCHES = {f"REINFORCE, seed {seed}": ("reinforce", seed) for seed in range(3)} | {"best of random": ("random", 0)}
 PUBLISHED = "published NAS-FPN"
 STACK = "plain stacks"
@@ -76,10 +78,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of full training")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--plot", type=Path, metavar="PNG")
+    parser.add_argument("--keep", action="store_true", help=f"add the runs to {KEPT.name}")
     parser.add_argument("--only", nargs=2, metavar=("RUN", "SEED"), help="one training, in this process")
     args = parser.parse_args()
     arguments = ["--folder", str(args.folder), "--database", str(args.database), "--steps", str(args.steps)]
-    runs = Runs(args.folder, f"v{VERSION}-steps{args.steps}", "experiments.winners", arguments)
+    runs = Runs(
+        args.folder, f"v{VERSION}-steps{args.steps}-rate{LEARNING_RATE}", "experiments.winners", arguments, KEPT
+    )
     if args.only:
         torch.set_num_threads(1)
         run = Run(args.only[0], int(args.only[1]))
@@ -88,7 +93,10 @@ def main() -> None:
     for algorithm, seed in SEARCHES.values():
         search(args.database, algorithm, seed)
     names = {name: name for name in FIXED} | {name: run_name(name, args.database) for name in SEARCHES}
-    runs.make([Run(name, seed) for seed in args.seeds for name in names.values()], args.jobs)
+    trained = [Run(name, seed) for seed in args.seeds for name in names.values()]
+    runs.make(trained, args.jobs)
+    if args.keep:
+        runs.keep(trained)
     aps = {name: [runs.read(Run(of_run, seed))["ap"] for seed in args.seeds] for name, of_run in names.items()}
     report(aps, args.steps)
     if args.plot is not None:
