@@ -1,5 +1,9 @@
+from functools import partial
+
+import pytest
 import torch
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from detector.config import RpnConfig
 from detector.rpn import BatchedRpn, Rpn
@@ -35,13 +39,27 @@ def test_batched_proposals_equal_torchvision_s() -> None:
 def test_batched_losses_equal_torchvision_s_when_all_anchors_are_sampled() -> None:
     """Half of the samples may be positive, so a sample larger than twice the anchors takes them all."""
     plain, batched = pair()
-    theirs, ours = plain(*inputs())[1], batched(*inputs())[1]
-    assert theirs.keys() == ours.keys()
-    torch.manual_seed(0)
     data = inputs()
     theirs, ours = plain(*data)[1], batched(*data)[1]
+    assert theirs.keys() == ours.keys()
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("samples", [4, 32, 256])
+def test_losses_equal_torchvision_s_for_the_anchors_that_it_samples(samples: int) -> None:
+    anchors = 400
+    stream = torch.Generator().manual_seed(0)
+    scores, deltas = (torch.randn(2 * anchors, width, generator=stream) for width in (1, 4))
+    labels = [torch.randint(-1, 2, (anchors,), generator=stream).float() for _ in range(2)]
+    goals = [torch.randn(anchors, 4, generator=stream) for _ in range(2)]
+    scores[torch.cat(labels) == -1] = torch.inf  # what is not sampled does not count
+    network = Rpn(RpnConfig(samples=samples), 8, 4).network
+    found = []
+    for compute in (network.compute_loss, partial(RegionProposalNetwork.compute_loss, network)):
+        torch.manual_seed(0)
+        found.append(torch.stack(compute(scores, deltas, labels, goals)))
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_images_without_objects_cost_no_box_loss() -> None:
