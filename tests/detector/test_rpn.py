@@ -1,3 +1,4 @@
+import math
 from functools import partial
 
 import pytest
@@ -6,7 +7,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from detector.config import RpnConfig
-from detector.rpn import BatchedRpn, Rpn
+from detector.rpn import BatchedRpn, Rpn, mean_losses
 from detector.targets import Targets
 
 CONFIG = RpnConfig(samples=100_000, train_candidates=30, train_proposals=20, test_candidates=25, test_proposals=15)
@@ -60,6 +61,15 @@ def test_losses_equal_torchvision_s_for_the_anchors_that_it_samples(samples: int
         torch.manual_seed(0)
         found.append(torch.stack(compute(scores, deltas, labels, goals)))
     torch.testing.assert_close(found[0], found[1])
+
+
+def test_what_is_not_sampled_costs_nothing() -> None:
+    is_object, valid = torch.tensor([True, True, False, False]), torch.tensor([True, False, True, False])
+    deltas = torch.tensor([1.0, torch.inf, torch.inf, torch.inf])[:, None].expand(4, 4)
+    scores = torch.tensor([0.0, torch.inf, 0.0, -torch.inf])
+    objectness, box = mean_losses(scores, is_object, deltas, torch.zeros(4, 4), valid)
+    assert objectness.item() == pytest.approx(math.log(2))
+    assert box.item() == pytest.approx(4 * (1 - 0.5 / 9) / 2)
 
 
 def test_images_without_objects_cost_no_box_loss() -> None:
