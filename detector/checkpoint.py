@@ -90,11 +90,19 @@ SMALL_SIDE = 256  # pixels up to which the batched forms are the faster ones
 
 
 def make_model(
-    config: DetectorSections, architecture: Architecture | None, num_classes: int, *, pretrained: bool = True
+    config: DetectorSections,
+    architecture: Architecture | None,
+    num_classes: int,
+    *,
+    pretrained: bool = True,
+    batched: bool | None = None,
 ) -> CascadeRcnn:
-    """The detector of a configuration. pretrained=False leaves the backbone's weights to be loaded later."""
+    """The detector of a configuration. pretrained=False leaves the backbone's weights to be loaded later; batched None
+    chooses the forms that are the faster ones for its images."""
     detector = config.detector if pretrained else _without_weights(config.detector)
-    return CascadeRcnn(detector, architecture, num_classes, batched=config.training.long_side <= SMALL_SIDE)
+    if batched is None:
+        batched = config.training.long_side <= SMALL_SIDE
+    return CascadeRcnn(detector, architecture, num_classes, batched=batched)
 
 
 def _without_weights(detector: DetectorConfig) -> DetectorConfig:

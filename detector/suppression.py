@@ -9,6 +9,7 @@ from torchvision.ops import batched_nms, box_iou, nms
 from detector.config import CascadeConfig, SoftNms, TestingConfig
 from detector.targets import Detections, Proposals
 
+EXPORTED_ROUNDS = 24  # longer chains of overlaps are cut there
 LARGEST_MATRIX = 512  # boxes of a set, up to which all pairs at once are the faster way
 
 
@@ -20,7 +21,8 @@ def nms_mask(boxes: Tensor, valid: Tensor, iou: float) -> Tensor:
     time; where chains of overlaps are short, a few times make it right for all. Large sets go one by one.
     """
     count = boxes.shape[1]
-    if count > LARGEST_MATRIX:
+    is_exporting = torch.compiler.is_exporting()
+    if count > LARGEST_MATRIX and not is_exporting:
         kept = torch.zeros_like(valid)
         rank = -torch.arange(count, device=boxes.device, dtype=boxes.dtype)
         for of_image, present, out in zip(boxes, valid, kept, strict=True):
@@ -29,6 +31,10 @@ def nms_mask(boxes: Tensor, valid: Tensor, iou: float) -> Tensor:
         return kept
     overlaps = (box_iou(boxes, boxes) > iou).triu(1)  # [b, i, j]: i is better than j and hits it
     kept = valid
+    if is_exporting:  # a graph of operators has no loop until nothing changes
+        for _ in range(EXPORTED_ROUNDS):
+            kept = valid & ~(overlaps & kept[:, :, None]).any(1)
+        return kept
     while True:
         again = valid & ~(overlaps & kept[:, :, None]).any(1)
         if again.equal(kept):

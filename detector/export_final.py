@@ -1,0 +1,105 @@
+"""export-final: trained weights as a program of PyTorch operators that runs without this package."""
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from detector.cascade_rcnn import CascadeRcnn
+from detector.checkpoint import TrainedModel, make_model
+from detector.command import FAILED, Parser, count, guarded
+from detector.errors import UserError
+
+TOLERANCE = 1e-3  # pixels, and a thousandth of that for scores
+CHECKS = 3
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of export-final."""
+    return guarded("export-final", lambda: _export_final(_parser().parse_args(argv)))
+
+
+def _parser() -> Parser:
+    parser = Parser("export-final", "Write trained weights as a torch.export program, checked against the model.")
+    parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="a model.pt of train-final")
+    parser.add_argument(
+        "--size", type=count(32), nargs=2, metavar=("H", "W"), help="of the images it takes; default: those of training"
+    )
+    parser.add_argument("--output", type=Path, default=Path("model.pt2"), metavar="FILE", help="where it goes")
+    return parser
+
+
+def _export_final(args: argparse.Namespace) -> int:
+    trained = TrainedModel.load(args.weights, torch.device("cpu"))
+    if args.output.is_dir():
+        raise UserError(f"--output {args.output}: is a folder; give a file")
+    training = trained.config.training
+    height, width = args.size or (training.short_side, training.long_side)
+    # Batched forms are made of operators alone; the others ask for sizes along the way.
+    model = make_model(trained.config, trained.architecture, len(trained.classes), pretrained=False, batched=True)
+    model.load_state_dict(trained.model.state_dict())
+    multiple = model.padding_multiple
+    if args.size and (height % multiple or width % multiple):
+        raise UserError(f"--size {height} {width}: sides must be multiples of {multiple}")
+    height, width = (-(-side // multiple) * multiple for side in (height, width))
+    program, error = exported(model, (height, width))
+    if error > TOLERANCE:
+        print(f"export-final: the program would be {error:g} pixels from the model; it is not written", file=sys.stderr)
+        return FAILED
+    about = {
+        "classes": list(trained.classes),
+        "size_hw": [height, width],
+        "architecture": trained.architecture and trained.architecture.hash,
+    }
+    partial = args.output.with_name(args.output.name + ".partial")
+    try:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            torch.export.save(program, file, extra_files={"about.json": json.dumps(about)})
+        os.replace(partial, args.output)
+    except OSError as failure:
+        raise UserError(f"--output {args.output}: cannot be written ({failure.strerror})") from failure
+    print(f"{args.output}: takes images (1, 3, {height}, {width}), RGB from 0 to 1, and their size (1, 2); gives boxes")
+    print(f"and scores of {len(trained.classes)} classes; at most {error:.1g} from the model on {CHECKS} images")
+    return 0
+
+
+class Scoring(nn.Module):
+    """images (1, 3, H, W) in 0..1 and image_hw (1, 2) -> boxes (P, 4) xyxy pixels and scores (P, K), duplicates
+    included; what is no region scores 0.
+    """
+
+    def __init__(self, model: CascadeRcnn) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, image_hw: Tensor) -> tuple[Tensor, Tensor]:
+        regions, scores = self.model.score(images, image_hw)
+        return regions.boxes[0], (scores * regions.valid[..., None])[0]
+
+
+def exported(model: CascadeRcnn, size_hw: tuple[int, int]) -> tuple[torch.export.ExportedProgram, float]:
+    """The program for images of that size, and how far it is from the model at most, in pixels or thousandths."""
+    scoring = Scoring(model.eval())
+    image_hw = torch.tensor([size_hw])
+    stream = torch.Generator().manual_seed(0)
+    images = [torch.rand(1, 3, *size_hw, generator=stream) for _ in range(CHECKS)]
+    with torch.no_grad():
+        scoring(images[0], image_hw)  # anchors are made once
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what PyTorch says to itself
+            program = torch.export.export(scoring, (images[0], image_hw), strict=False)
+        error = max(_difference(scoring(image, image_hw), program.module()(image, image_hw)) for image in images)
+    return program, error
+
+
+def _difference(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> float:
+    """In pixels; scores count a thousandfold."""
+    (boxes, scores), (other_boxes, other_scores) = ours, theirs
+    return max(float((boxes - other_boxes).abs().max()), 1000 * float((scores - other_scores).abs().max()))
