@@ -128,7 +128,9 @@ class Training(Generic[Model]):
             losses: dict[str, Tensor] = self._forward(*batch.to(self.device))
             values = torch.stack(list(losses.values())) / parts
         self.scaler.scale(values.sum()).backward()  # type: ignore[no-untyped-call]
-        self._names, self._sums = list(losses), self._sums + values.detach()
+        self._names = list(losses)
+        # Averaged here already, so that the first process's state is everyone's.
+        self._sums = self._sums + self.processes.mean(values.detach())
 
     def _without_exchange(self) -> AbstractContextManager[Any]:
         """Gradients of all parts but the last stay in this process."""
@@ -138,7 +140,7 @@ class Training(Generic[Model]):
         return nullcontext()
 
     def _check(self, on_check: OnCheck | None) -> None:
-        values = (self.processes.mean(self._sums) / (self.step - self._checked)).tolist()
+        values = (self._sums / (self.step - self._checked)).tolist()
         mean = math.fsum(values)
         if not math.isfinite(mean):
             raise NonFiniteLossError(
