@@ -6,9 +6,10 @@ from typing import Literal, TypeGuard
 import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
+
+from detector.processes import sum_over_processes
 
 Norm = Literal["bn", "sync_bn", "gn"]
 BackboneNorm = Literal["own", "bn", "sync_bn", "frozen_bn", "gn"]
@@ -39,8 +40,7 @@ class SyncBatchNormOnCpu(nn.BatchNorm2d):
             return super().forward(x)
         axes = [0, *range(2, x.ndim)]
         own = torch.cat((x.new_tensor([x.numel() / x.shape[1]]), x.sum(axes), x.square().sum(axes)))
-        of_all: Tensor = all_reduce(own)  # type: ignore[no-untyped-call]  # with a gradient
-        count, total, squares = torch.split(of_all, [1, x.shape[1], x.shape[1]])
+        count, total, squares = torch.split(sum_over_processes(own), [1, x.shape[1], x.shape[1]])
         mean = total / count
         variance = (squares / count - mean.square()).clamp(min=0)
         with torch.no_grad():

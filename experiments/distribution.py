@@ -67,11 +67,9 @@ def _print(count: int, what: str, output: Path, reference: Path) -> None:
 
 
 def write_config(folder: Path, steps: int, batch_size: int, source: str = "shapes") -> None:
-    """c.yaml and a graph in the folder: a preset with few images, steps, and norms that see all processes."""
+    """c.yaml and a graph in the folder: a preset with few images and steps."""
     config = load_config(source, DetectorSections).model_dump(mode="json", include={"data", "detector", "training"})
     config["data"]["shapes"] |= {"train_images": 400, "val_images": 100}
-    config["detector"] |= {"pyramid_norm": "sync_bn"}
-    config["detector"]["backbone"] |= {"norm": "sync_bn"}
     config["training"] |= {"steps": steps, "batch_size": batch_size, "average_decay": 0.9, "warmup_steps": 5}
     (folder / "c.yaml").write_text(yaml.safe_dump(config))
     (folder / "arch.json").write_text(json.dumps(PRIORS["nas-fpn"].to_dict()))

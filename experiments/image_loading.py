@@ -123,12 +123,12 @@ def resized_by_pillow(picture: Image.Image, size_hw: tuple[int, int]) -> NDArray
 
 def from_processes(data: CocoData, training: TrainingConfig, count: int) -> float:
     """Images a second, once they have started."""
-    steps = max(8, 4 * count)
+    steps = 24 * count
     changes = {"loader_workers": count, "multi_scale_long_side": training.long_side}
     loader = training_loader(data, training.model_copy(update=changes), MULTIPLE)
     short_sides = (training.short_side, training.short_side)
     batches = loader.load(draw(None, len(data), steps, BATCH, 0, flip=True, short_sides=short_sides).batches())
-    for _ in range(count):
+    for _ in range(4 * count):
         next(batches)
     begun = time.perf_counter()
     seen = sum(len(batch.images) for batch in batches)
