@@ -65,7 +65,7 @@ class Processes:
 
 def sum_over_processes(value: Tensor) -> Tensor:
     """The sum over all processes, on every one. Gradients go through it."""
-    total: Tensor = _Sum.apply(value)  # type: ignore[no-untyped-call]
+    total: Tensor = _Sum.apply(value)
     return total
 
 

@@ -1,7 +1,8 @@
 """What does loading images cost? python -m experiments.image_loading --data DIR
 
 Milliseconds an image on one core, of decoding and resizing as the loader does it and as it could be done, of a whole
-item, and of putting a batch together; then images a second from loader processes, and how many of these a GPU needs.
+item, and of putting a batch together; then images a second from loader processes, and how many of these a GPU needs,
+by what the last of --processes gave.
 Without --data, of photograph-like JPEGs of 640x480 that are made for it. The files are read once before, so that the
 disk is not measured.
 """
@@ -84,14 +85,15 @@ def report(data: CocoData, training: TrainingConfig, processes: Sequence[int]) -
     row("resizing, ours (torchvision v2)", resized, list(zip(images, new_sizes, strict=True)))
     row("resizing, torch's interpolate", by_interpolate, list(zip(images, new_sizes, strict=True)))
     row("resizing, Pillow", resized_by_pillow, list(zip(photographs, new_sizes, strict=True)))
-    batch = row(f"a batch of {len(items)}, from items", collate, [(items, MULTIPLE)] * 5, parts=len(items))
-    item = row("an item, without batch", dataset.__getitem__, [(draw,) for draw in draws])
+    row(f"a batch of {len(items)}, from items", collate, [(items, MULTIPLE)] * 5, parts=len(items))
+    row("an item, without batch", dataset.__getitem__, [(draw,) for draw in draws])
     print("\n| loader processes | images a second |\n|---|---|")
     for count in processes:
-        print(f"| {count} | {from_processes(data, training, count):.0f} |")
+        speed = from_processes(data, training, count)
+        print(f"| {count} | {speed:.0f} |")
     print("\n| a GPU trains images a second | loader processes it needs |\n|---|---|")
-    for speed in GPU_IMAGES_PER_SECOND:
-        print(f"| {speed} | {math.ceil(speed * (item + batch) / 1000)} |")
+    for wanted in GPU_IMAGES_PER_SECOND:
+        print(f"| {wanted} | {math.ceil(wanted * processes[-1] / speed)} |")
 
 
 def row(name: str, work: Callable[..., Any], arguments: Sequence[Sequence[Any]], parts: int = 1) -> float:
