@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from detector.architecture import Architecture
+from detector.architecture import PRIORS, Architecture
 from detector.backbone import named_weights
 from detector.cache import open_lock
 from detector.command import Parser, count, guarded, signals_wait, write_json
@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser("train-final", "Train the full Cascade R-CNN with a found pyramid, and evaluate it.")
-    parser.add_argument("--arch", type=Path, metavar="FILE", help="best.json; without it the plain FPN is trained")
+    graph = f"best.json, or a published graph ({', '.join(PRIORS)}); without it the plain FPN is trained"
+    parser.add_argument("--arch", metavar="FILE|NAME", help=graph)
     parser.add_argument(
         "--config",
         metavar="NAME|FILE",
@@ -61,7 +62,7 @@ def _parser() -> Parser:
 
 
 def _train_final(args: argparse.Namespace) -> int:
-    architecture = None if args.arch is None else Architecture.load(args.arch)
+    architecture = None if args.arch is None else PRIORS.get(args.arch) or Architecture.load(args.arch)
     config = _resolve(args, architecture)
     _check_batch(config, args.workers)
     job = Job(architecture, config, args.data, args.init, args.output, args.checkpoint_minutes, {})
