@@ -40,6 +40,8 @@ class Backbone(nn.Module):
         trained_on = timm.get_pretrained_cfg(config.name)
         self.mean: tuple[float, ...] = trained_on.mean if trained_on else IMAGENET_DEFAULT_MEAN
         self.std: tuple[float, ...] = trained_on.std if trained_on else IMAGENET_DEFAULT_STD
+        for name in plan.unused:  # processes that train together wait for the gradient of whatever is trained
+            self.body.get_parameter(name).requires_grad_(False)
         self.frozen_norms: list[nn.Module] = []
         self._set_norm(config)
         if config.frozen_below is not None:
@@ -139,6 +141,7 @@ class _Plan(NamedTuple):
 
     options: dict[str, Any]
     is_channels_last: bool
+    unused: list[str]  # names of weights without a part in the maps
 
 
 def _plan(config: BackboneConfig, reductions: list[int]) -> _Plan:
@@ -161,23 +164,27 @@ def _plan(config: BackboneConfig, reductions: list[int]) -> _Plan:
     for extra in ({}, {"strict_img_size": False}):  # some transformers take other sizes than their own on demand
         options = {"out_indices": indices, **wanted, **extra}
         try:
-            shapes = _shapes(config.name, options)
+            shapes, unused = _tried(config.name, options)
         except Exception as error:
             failure = error
             continue
         height, width = PROBE_HW
         if [shape[2:] for shape in shapes] == [(height // r, width // r) for r in reductions]:
-            return _Plan(options, False)
+            return _Plan(options, False, unused)
         if [shape[1:3] for shape in shapes] == [(height // r, width // r) for r in reductions]:
-            return _Plan(options, True)
+            return _Plan(options, True, unused)
         failure = ValueError(f"its maps of an image of {height}x{width} are {shapes}")
     raise UserError(f"detector.backbone: {config.name} cannot be used ({_line(failure)})") from failure
 
 
-def _shapes(name: str, options: dict[str, Any]) -> list[tuple[int, ...]]:
-    with torch.device("meta"), torch.no_grad():
+def _tried(name: str, options: dict[str, Any]) -> tuple[list[tuple[int, ...]], list[str]]:
+    """The shapes of its maps, and the names of weights that get no gradient from them."""
+    with torch.device("meta"):
         body = timm.create_model(name, features_only=True, **options).eval()
-        return [tuple(feature.shape) for feature in body(torch.empty(1, 3, *PROBE_HW))]
+        features = body(torch.empty(1, 3, *PROBE_HW))
+        torch.stack([feature.sum() for feature in features]).sum().backward()  # type: ignore[no-untyped-call]
+    unused = [name for name, weight in body.named_parameters() if weight.grad is None]
+    return [tuple(feature.shape) for feature in features], unused
 
 
 def _create(config: BackboneConfig, plan: _Plan) -> Any:

@@ -2,8 +2,10 @@
 
 import errno
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -70,20 +72,25 @@ class TrainedModel:
 
 
 def save_whole(content: dict[str, Any], path: Path) -> None:
-    """Whole, and on the disk, or not at all. Raises OSError."""
-    partial = path.with_name(path.name + ".partial")
+    """torch.save, whole, and on the disk, or not at all. Raises OSError."""
+    write_whole(path, partial(torch.save, content))
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """What `write` writes into a file: whole, and on the disk, or not at all. Raises OSError."""
+    unfinished = path.with_name(path.name + ".partial")
     try:
-        with open(partial, "wb") as file:
-            torch.save(content, file)
+        with open(unfinished, "wb") as file:
+            write(file)
             file.flush()
             os.fsync(file.fileno())
     except RuntimeError as error:  # PyTorch's own writer says nothing but that it failed
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         raise OSError(errno.ENOSPC, "cannot be written") from error
     except BaseException:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         raise
-    os.replace(partial, path)
+    os.replace(unfinished, path)
 
 
 SMALL_SIDE = 256  # pixels up to which the batched forms are the faster ones

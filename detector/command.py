@@ -12,7 +12,7 @@ from threading import Event
 from types import FrameType
 from typing import Any, NoReturn
 
-from detector.errors import NonFiniteLossError, UserError
+from detector.errors import RunFailedError, UserError
 
 LONGEST_LINE = 600
 USER_ERROR, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
@@ -59,7 +59,7 @@ def share(text: str) -> float:
 
 
 def guarded(name: str, command: Callable[[], int], *, interrupted: str = "interrupted") -> int:
-    """Run a command; its exit code: 2 and one line for a mistake, 1 if training diverged, 130 SIGINT, 143 SIGTERM.
+    """Run a command; its exit code: 2 and one line for a mistake, 1 if the run failed, 130 SIGINT, 143 SIGTERM.
 
     After a SIGTERM the code is 143 whatever the exit turned into on its way here: Ray changes it where it meets Ray's
     own code.
@@ -71,8 +71,8 @@ def guarded(name: str, command: Callable[[], int], *, interrupted: str = "interr
     except UserError as error:
         print(f"{name}: {one_line(error)}", file=sys.stderr)
         return USER_ERROR
-    except NonFiniteLossError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+    except RunFailedError as error:
+        print(f"{name}: {one_line(error)}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print(f"{name}: {interrupted}", file=sys.stderr)
@@ -131,6 +131,12 @@ def signals_wait() -> Iterator[list[int]]:
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
     _is_terminating.set()
     raise SystemExit(TERMINATED)
+
+
+def keep_ray_to_itself(address: str | None) -> None:
+    """On one machine nothing need listen beyond loopback. Before Ray is imported, which reads this then."""
+    if address is None:
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
 def output_folder(path: Path) -> None:

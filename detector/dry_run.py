@@ -2,6 +2,7 @@
 
 import resource
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from detector.cascade_rcnn import CascadeRcnn
 from detector.coco import CocoData
 from detector.config import TrainingConfig
-from detector.final_training import Job, Reporter, sampling_line
+from detector.final_training import Job, Reporter, memory_is_told, sampling_line
 from detector.inference import detect_split, views_of
 from detector.loader import Batch, training_loader
 from detector.sampling import draws_of
@@ -20,7 +21,13 @@ STEPS = 3  # tried; the first one is slower than those that follow
 
 def dry_run(job: Job, workers: int, device: torch.device, reporter: Reporter) -> None:
     """Say it, a line each, for the share of one of `workers` processes. Raises UserError."""
-    say, training = reporter.say, job.config.training
+    job.checkpoints.load()  # of another run, or such that cannot be read
+    with memory_is_told():
+        _dry_run(job, workers, device, reporter.say)
+
+
+def _dry_run(job: Job, workers: int, device: torch.device, say: Callable[[str], None]) -> None:
+    training = job.config.training
     data, validation = job.splits()
     for name, split in (("training", data), ("validation", validation)):
         say(f"{name}: {len(split)} images, {split.num_objects} boxes, {split.num_classes} classes")
@@ -68,7 +75,15 @@ def _try(model: CascadeRcnn, data: CocoData, training: TrainingConfig, device: t
         at.append(time.monotonic())
 
     model = model.to(memory_format=torch.channels_last).to(device)
-    Training(model, few, device, accumulate=training.accumulate, seed=training.seed).run(batches, None, on_step)
+    tried = Training(
+        model,
+        few,
+        device,
+        average_decay=training.average_decay,
+        accumulate=training.accumulate,
+        seed=training.seed,
+    )
+    tried.run(batches, None, on_step)
     if device.type == "cuda":
         return _Tried(at[-1] - at[-2], torch.cuda.max_memory_allocated(device) / 2**30, "the GPU's memory")
     return _Tried(at[-1] - at[-2], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "memory")

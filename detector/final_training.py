@@ -117,6 +117,18 @@ def _check_backbone(left: list[str], path: Path) -> None:
         )
 
 
+@contextmanager
+def memory_is_told() -> Iterator[None]:
+    """Raises UserError where a GPU's memory is too small."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the GPU's memory is too small for this training ({' '.join(str(error).split())[:120]}); lower "
+            "training.batch_size, raise training.accumulate, or give --workers more GPUs"
+        ) from error
+
+
 def sampling_line(data: CocoData, training: TrainingConfig) -> str:
     share = single_class_share(data, image_weights(data, training.sampling, training.diversity_epsilon))
     return f"sampling {training.sampling}: {100 * share:.1f} % of the draws go to images of a single class"
@@ -177,14 +189,8 @@ class FinalTraining:
         """Train to the end, with a checkpoint now and then; save, and evaluate. False if it was asked to stop before
         that: the same job goes on where it was.
         """
-        try:
-            with self._records():
-                return self._run()
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"the GPU's memory is too small for this training ({' '.join(str(error).split())[:120]}); lower "
-                "training.batch_size, raise training.accumulate, or give --workers more GPUs"
-            ) from error
+        with memory_is_told(), self._records():
+            return self._run()
 
     def _run(self) -> bool:
         if self.processes.is_first:
@@ -240,12 +246,12 @@ class FinalTraining:
 
         def on_step(step: int) -> None:
             nonlocal saved
+            self._listen()  # which waits for the others
             self.fitted += lap()
             self._evaluate_if_due()
             if time.monotonic() - saved >= every_s:
                 self._save()
                 saved = time.monotonic()
-            self._listen()
             lap()
 
         def batches() -> Iterator[Batch]:
@@ -256,8 +262,8 @@ class FinalTraining:
                     yield batch
                     if self.is_stopping:
                         return
-            except RuntimeError:  # loader processes that got the signal, too
-                if not self.reporter.stops():
+            except RuntimeError:
+                if not self._is_signal():
                     raise
                 self.is_stopping = True
 
@@ -270,6 +276,12 @@ class FinalTraining:
     def _listen(self) -> None:
         """Whether one of the processes is to stop: then all of them do, after the same step."""
         self.is_stopping = self.processes.any(self.reporter.stops())
+
+    def _is_signal(self) -> bool:
+        """Whether an error may come from loader processes that got the signal, too. Of several processes none may go
+        its own way.
+        """
+        return self.processes.count == 1 and self.reporter.stops()
 
     def _on_check(self, step: int, losses: Mapping[str, float]) -> None:
         if not self.processes.is_first:
@@ -299,9 +311,10 @@ class FinalTraining:
             return
         try:
             self._evaluate()
-        except RuntimeError:  # loader processes that got the signal, too; it is made up for
-            if not self.reporter.stops():
+        except RuntimeError:  # it is made up for
+            if not self._is_signal():
                 raise
+            self.is_stopping = True
         self.training.model.train()
 
     def _save(self) -> None:

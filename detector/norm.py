@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
-from detector.processes import sum_over_processes
+from detector.processes import Processes, sum_over_processes
 
 Norm = Literal["bn", "sync_bn", "gn"]
 BackboneNorm = Literal["own", "bn", "sync_bn", "frozen_bn", "gn"]
@@ -36,21 +36,21 @@ class SyncBatchNormOnCpu(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, ...) -> the same, normalised; in training by the statistics of all processes."""
-        if not self.training:
+        if not self.training or Processes.here().count == 1:
             return super().forward(x)
         axes = [0, *range(2, x.ndim)]
-        own = torch.cat((x.new_tensor([x.numel() / x.shape[1]]), x.sum(axes), x.square().sum(axes)))
-        count, total, squares = torch.split(sum_over_processes(own), [1, x.shape[1], x.shape[1]])
-        mean = total / count
-        variance = (squares / count - mean.square()).clamp(min=0)
+        of_channels = (1, -1, *[1] * (x.ndim - 2))
+        total = sum_over_processes(torch.cat((x.sum(axes), x.new_tensor([x.numel() / x.shape[1]]))))
+        count = total[-1]
+        mean = total[:-1] / count
+        centred = x - mean.view(of_channels)
+        variance = sum_over_processes(centred.square().sum(axes)) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        of_channels = (1, -1, *[1] * (x.ndim - 2))
-        shifted: Tensor = x * scale.view(of_channels) + (self.bias - mean * scale).view(of_channels)
-        return shifted
+        return centred * scale.view(of_channels) + self.bias.view(of_channels)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -88,14 +88,10 @@ def _replaced(batch_norm: _BatchNorm, norm: Literal["gn", "sync_bn"]) -> nn.Modu
 
 
 def synchronise_on_cpu(module: nn.Module) -> None:
-    """Let its nn.SyncBatchNorms work in processes without GPUs; their parameters stay the same objects."""
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.SyncBatchNorm):
-                made = SyncBatchNormOnCpu(child.num_features, child.eps, child.momentum)
-                made.load_state_dict(child.state_dict())
-                made.weight, made.bias = child.weight, child.bias
-                setattr(parent, name, made)
+    """Let its nn.SyncBatchNorms work in processes without GPUs. They stay the same objects, which others hold, too."""
+    for child in module.modules():
+        if type(child) is nn.SyncBatchNorm:
+            child.__class__ = SyncBatchNormOnCpu  # type: ignore[assignment]
 
 
 class WeightStandardisation(nn.Module):

@@ -64,11 +64,11 @@ class Training(Generic[Model]):
         self.seed = seed
         self.processes = Processes.here()
         self.step = 0
+        if device.type == "cpu":
+            synchronise_on_cpu(model)
         self._forward: nn.Module = model
         if self.processes.count > 1:
             devices = [device] if device.type == "cuda" else None
-            if devices is None:
-                synchronise_on_cpu(model)
             self._forward = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
         self.optimizer = make_optimizer(model, config)
         self.schedule = LambdaLR(self.optimizer, lambda step: learning_rate_factor(step, config))

@@ -15,7 +15,7 @@ import torch
 from detector.architecture import PRIORS, Architecture
 from detector.backbone import named_weights
 from detector.cache import open_lock
-from detector.command import Parser, count, guarded, signals_wait, write_json
+from detector.command import Parser, count, guarded, keep_ray_to_itself, signals_wait, write_json
 from detector.config import DetectorSections, load_config, parse_config, presets
 from detector.dry_run import dry_run
 from detector.errors import UserError
@@ -55,7 +55,9 @@ def _parser() -> Parser:
     )
     together = parser.add_argument_group("several processes, through Ray Train")
     together.add_argument("--workers", type=count(1), default=1, metavar="N", help="processes that share each batch")
-    together.add_argument("--gpus-per-worker", type=count(0, 1), metavar="N", help="default: 1 if there are any")
+    together.add_argument(
+        "--gpus-per-worker", type=count(0, 1), metavar="N", help="default: 1 if there are any; 0 also alone"
+    )
     together.add_argument("--address", metavar="ADDR", help="a running Ray cluster to join")
     together.add_argument("--verbose", action="store_true", help="show what Ray has to say")
     return parser
@@ -88,16 +90,18 @@ def _train_final(args: argparse.Namespace) -> int:
     if training_data.category_names != validation_data.category_names:
         raise UserError(f"{validation_data.annotations}: its categories are not those of {training_data.annotations}")
     terminal = Terminal()
+    device = torch.device("cuda" if torch.cuda.is_available() and args.gpus_per_worker != 0 else "cpu")
     if args.dry_run:
-        dry_run(job, args.workers, _device(), terminal)
+        dry_run(job, args.workers, device, terminal)
         return 0
-    is_alone = args.workers == 1 and args.address is None
-    training = FinalTraining(job, _device() if is_alone else torch.device("cpu"), terminal)  # most mistakes end here
-    with _alone_in(args.output), terminal.bar:
-        write_json(args.output / "run.json", job.identity)
-        if is_alone:
+    if args.workers == 1 and args.address is None:
+        training = FinalTraining(job, device, terminal)
+        with _alone_in(job), terminal.bar:
             training.run()
-        else:
+    else:
+        FinalTraining(job, torch.device("cpu"), Silent())  # mistakes are told before processes start
+        with _alone_in(job), terminal.bar:
+            keep_ray_to_itself(args.address)
             from detector.distributed import Workers, train_together  # Ray takes seconds to import
 
             train_together(job, Workers(args.workers, args.gpus_per_worker, args.address, args.verbose), terminal)
@@ -131,8 +135,11 @@ class Terminal:
             yield
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+class Silent(Terminal):
+    """Says nothing."""
+
+    def say(self, line: str) -> None:
+        pass
 
 
 def _check_batch(config: DetectorSections, workers: int) -> None:
@@ -180,8 +187,9 @@ def _is_done(job: Job) -> bool:
 
 
 @contextmanager
-def _alone_in(output: Path) -> Iterator[None]:
-    """Raises UserError if another process trains into the folder."""
+def _alone_in(job: Job) -> Iterator[None]:
+    """The job's folder, which says from then on whose it is. Raises UserError if another process trains into it."""
+    output = job.output
     with open_lock(output / "lock", f"--output {output}") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system however the process ends
@@ -189,6 +197,7 @@ def _alone_in(output: Path) -> Iterator[None]:
             raise UserError(
                 f"--output {output}: another train-final writes there; wait for it, or give another"
             ) from error
+        write_json(output / "run.json", job.identity)
         yield
 
 

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ import torch
 from detector.architecture import Architecture
 from detector.backbone import named_weights
 from detector.coco import CocoData, load_split
-from detector.command import FAILED, INTERRUPTED, Parser, count, guarded
+from detector.command import FAILED, INTERRUPTED, Parser, count, guarded, keep_ray_to_itself
 from detector.config import load_config, presets
 from detector.errors import UserError
 from detector.progress import Progress
@@ -208,8 +207,7 @@ def _run(
     study: Study,
     start: float,
 ) -> int:
-    if args.address is None:  # on one machine nothing need listen beyond loopback; Ray reads this when imported
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    keep_ray_to_itself(args.address)
     # Ray takes seconds to import.
     from nas.cluster import Delivery, cluster_session
     from nas.metrics import SearchMetrics

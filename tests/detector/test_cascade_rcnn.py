@@ -188,3 +188,12 @@ def test_images_whose_p6_and_p7_are_of_odd_size_train_and_detect(batched: bool) 
     assert sizes == [(12, 20), (6, 10), (3, 5), (2, 3), (1, 2)]
     sum(model(images, image_hw, batch().targets).values()).backward()
     assert len(model.eval().detect(images, image_hw)) == 2
+
+
+def test_weights_without_a_part_in_the_maps_are_not_trained() -> None:
+    """Processes that train together would wait for their gradients."""
+    backbone = Backbone(BackboneConfig(name="hrnet_w18_small", weights="none", norm="bn"), 8)
+    sum(feature.sum() for feature in backbone(torch.rand(1, 3, 64, 64))).backward()
+    trained = {name: weight.grad is not None for name, weight in backbone.named_parameters() if weight.requires_grad}
+    assert all(trained.values())
+    assert len(trained) < len(list(backbone.parameters()))

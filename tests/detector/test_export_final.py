@@ -57,6 +57,14 @@ def test_a_program_that_differs_is_not_written(weights: Path, here: Path, monkey
     assert not (here / "model.pt2").exists()
 
 
+def test_a_program_that_gives_nan_is_not_written(weights: Path, here: Path) -> None:
+    content = torch.load(weights, weights_only=True)
+    content["weights"]["heads.cascade.heads.0.classify.bias"][0] = torch.nan
+    torch.save(content, weights)
+    assert export_final(["--weights", str(weights), "--size", "64", "64"]) == 1
+    assert not (here / "model.pt2").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,16 +1,20 @@
 import pytest
 import torch
 from timm.layers import BatchNormAct2d, StdConv2d
+from torch import distributed as dist
 from torch import nn
 
+from detector.backbone import Backbone
 from detector.config import BackboneConfig
 from detector.norm import (
+    SyncBatchNormOnCpu,
     WeightStandardisation,
     batch_norms,
     group_norm,
     norm_layer,
     replace_batch_norms,
     standardise_weights,
+    synchronise_on_cpu,
 )
 
 
@@ -71,3 +75,29 @@ def test_sync_bn_is_bn_in_a_single_process() -> None:
     maps = torch.randn(3, 4, 5, 5)
     torch.testing.assert_close(ours(maps), plain(maps))
     torch.testing.assert_close(ours.running_var, plain.running_var)
+
+
+def test_synchronised_norms_on_the_cpu_stay_the_objects_that_were_frozen() -> None:
+    config = BackboneConfig(name="resnet10t", weights="none", norm="sync_bn")
+    body = Backbone(config, 8)
+    body._freeze_below(config, 3)
+    before = [norm.running_mean.clone() for norm in body.frozen_norms]
+    synchronise_on_cpu(body)
+    body.train()
+    assert len(before) > 3
+    assert {type(norm) for norm in batch_norms(body)} == {SyncBatchNormOnCpu}
+    assert not any(norm.training for norm in body.frozen_norms)
+    body(torch.rand(2, 3, 64, 64))
+    assert all(norm.running_mean.equal(kept) for norm, kept in zip(body.frozen_norms, before, strict=True))
+
+
+def test_synchronised_norms_work_in_a_distributed_run_of_one_process(tmp_path) -> None:
+    norm = nn.Sequential(norm_layer("sync_bn")(4))
+    plain = norm_layer("bn")(4)
+    maps = torch.randn(3, 4, 5, 5)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
+    try:
+        synchronise_on_cpu(norm)
+        torch.testing.assert_close(norm(maps), plain(maps))
+    finally:
+        dist.destroy_process_group()

@@ -8,6 +8,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from detector.architecture import PRIORS
 from detector.checkpoint import TrainedModel
+from detector.resume import Checkpoints
 from detector.train_final import main as train_final
 
 
@@ -151,6 +152,12 @@ def test_a_dry_run_finds_what_training_would(here: Path, tiny_coco: Path, capsys
     assert "2.png (image 2): cannot be decoded" in capsys.readouterr().err
 
 
+def test_a_dry_run_knows_what_lies_in_the_folder(here: Path, capsys) -> None:
+    Checkpoints(here / "runs" / "final" / "checkpoints", {"another": "run"}).save(5, {})
+    assert train_final(["--config", "smoke", "--dry-run"]) == 2
+    assert "holds an unfinished run with other settings" in capsys.readouterr().err
+
+
 def test_tensorboard_is_told_how_training_and_evaluations_go(here: Path) -> None:
     smoke = (Path(__file__).parents[2] / "experiments" / "smoke.yaml").read_text()
     (here / "c.yaml").write_text(
@@ -187,12 +194,13 @@ def events(folder: Path) -> list[tuple[str, int, Any]]:
     return found
 
 
-def test_a_gpu_that_is_too_small_is_told_with_a_way_out(here: Path, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_a_gpu_that_is_too_small_is_told_with_a_way_out(here: Path, monkeypatch, capsys, options: list[str]) -> None:
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr("detector.cascade_rcnn.CascadeRcnn.forward", full)
-    assert train_final(["--config", "smoke"]) == 2
+    assert train_final(["--config", "smoke", *options]) == 2
     complaint = capsys.readouterr().err
     assert "lower training.batch_size, raise training.accumulate" in complaint
     assert complaint.count("\n") == 1

@@ -99,7 +99,7 @@ def normalised(maps: torch.Tensor) -> dict[str, Any]:
 
 
 def maps() -> torch.Tensor:
-    return 3 + torch.randn(6, 5, 4, 3, generator=torch.Generator().manual_seed(1)) * torch.arange(1, 6)[:, None, None]
+    return 100 + torch.randn(6, 5, 4, 3, generator=torch.Generator().manual_seed(1)) * torch.arange(1, 6)[:, None, None]
 
 
 def main() -> None:
