@@ -34,7 +34,7 @@ from detector.cascade_rcnn import DetectionHeads
 from detector.coco import CocoData, load_split
 from detector.config import load_config
 from detector.evaluate import ap_and_ap50
-from experiments.full_training import CPU, LEARNING_RATE, full_training
+from experiments.full_training import CPU, LEARNING_RATE, WARMUP_STEPS, full_training
 from experiments.full_training import NAME as FULL_TRAINING
 from experiments.runs import Run, Runs
 from nas.config import Config
@@ -156,7 +156,11 @@ def main() -> None:
     if min(len(args.seeds), len(args.proxy_seeds)) < 2:
         parser.error("give two seeds at least: from one, noise cannot be told")
     runs = Runs(
-        args.folder, f"v{VERSION}-steps{args.steps}-rate{LEARNING_RATE}", "experiments.fidelity", _arguments(args), KEPT
+        args.folder,
+        f"v{VERSION}-steps{args.steps}-rate{LEARNING_RATE}-warmup{WARMUP_STEPS}",
+        "experiments.fidelity",
+        _arguments(args),
+        KEPT,
     )
     if args.only:
         run = Run(args.only[0], int(args.only[1]))

@@ -28,7 +28,7 @@ from detector.config import load_config
 from detector.nas_fpn import ReluConvNorm
 from detector.norm import Norm
 from experiments.fidelity import graphs
-from experiments.full_training import LEARNING_RATE, full_training
+from experiments.full_training import LEARNING_RATE, WARMUP_STEPS, full_training
 from experiments.runs import Run, Runs
 from nas.config import Config
 from nas.preparation import VERSION
@@ -83,7 +83,11 @@ def main() -> None:
     args = parser.parse_args()
     arguments = ["--folder", str(args.folder), "--database", str(args.database), "--steps", str(args.steps)]
     runs = Runs(
-        args.folder, f"v{VERSION}-steps{args.steps}-rate{LEARNING_RATE}", "experiments.winners", arguments, KEPT
+        args.folder,
+        f"v{VERSION}-steps{args.steps}-rate{LEARNING_RATE}-warmup{WARMUP_STEPS}",
+        "experiments.winners",
+        arguments,
+        KEPT,
     )
     if args.only:
         torch.set_num_threads(1)

@@ -62,7 +62,7 @@ def listening(process: subprocess.Popen[str]) -> list[str]:
         with contextlib.suppress(psutil.Error):
             is_training = "RayTrainWorker" in "".join(each.cmdline())
             places = [c.laddr for c in each.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
-            found += [place.ip for place in places if not is_training]
+            found += [place.ip.removeprefix("::ffff:") for place in places if not is_training]
     return found
 
 
