@@ -288,7 +288,8 @@ class FinalTraining:
             return
         speed = self.config.batch_size * step / max(1e-9, self.waited + self.fitted)
         rate = self.training.optimizer.param_groups[0]["lr"]
-        line = f"training, loss {losses['loss']:.3f}, {speed:.3g} images/s{self._memory()}"
+        waited = f", {self._data_wait():.0%} of it waiting for them" if self._data_wait() >= 0.01 else ""
+        line = f"training, loss {losses['loss']:.3f}, {speed:.3g} images/s{waited}{self._memory()}"
         self.reporter.progress(line, step, self.config.steps)
         log.info("step %d of %d, loss %.4f", step, self.config.steps, losses["loss"])
         for name, value in losses.items():
