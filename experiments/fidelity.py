@@ -12,7 +12,7 @@ how well the reference's seeds agree with each other. Pearson's correlation, whi
 printed beside tau.
 
 Restartable: each run is one file in --folder. --jobs runs several at a time. Runs that are kept with the code, in
-experiments/fidelity.json, are not made again; --keep adds those of --folder.
+experiments/fidelity.json, are not made again; --keep adds those of --folder, and ends.
 """
 
 import argparse
@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--proxies", nargs="+", default=["frozen", "full"], help="protocols to measure")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--plot", type=Path, metavar="PNG")
-    parser.add_argument("--keep", action="store_true", help=f"add the runs to {KEPT.name}")
+    parser.add_argument("--keep", action="store_true", help=f"add the runs that were made to {KEPT.name}, and end")
     parser.add_argument("--only", nargs=2, metavar=("RUN", "SEED"), help="one run, in this process")
     args = parser.parse_args()
     if min(len(args.seeds), len(args.proxy_seeds)) < 2:
@@ -173,9 +173,10 @@ def main() -> None:
         load_frozen(config, load_split(config.data, None, "train"))
     proxied = [Run(f"{p} of {name}", s) for s in args.proxy_seeds for p in args.proxies for name in names]
     trained = [Run(f"{FULL_TRAINING} of {name}", seed) for seed in args.seeds for name in names]
-    runs.make([*proxied, *trained], args.jobs)
     if args.keep:
         runs.keep([*proxied, *trained])
+        return
+    runs.make([*proxied, *trained], args.jobs)
     reference = np.array([[runs.read(Run(f"{FULL_TRAINING} of {n}", s))["ap"] for s in args.seeds] for n in names])
     measured = {
         protocol: [[runs.read(Run(f"{protocol} of {n}", s)) for s in args.proxy_seeds] for n in names]

@@ -45,10 +45,13 @@ class Runs:
 
     def make(self, wanted: Iterable[Run], jobs: int) -> None:
         """Run what is missing, `jobs` at a time. Raises CalledProcessError if one fails."""
-        missing = [run for run in wanted if self._name(run) not in self._of_kept and not self.file(run).exists()]
+        missing = [run for run in wanted if not self.has(run)]
         with ThreadPoolExecutor(jobs) as pool:
             for done, run in enumerate(pool.map(self._start, missing), 1):
                 print(f"{run.name}, seed {run.seed}: {done} of {len(missing)}", flush=True)
+
+    def has(self, run: Run) -> bool:
+        return self._name(run) in self._of_kept or self.file(run).exists()
 
     def _start(self, run: Run) -> Run:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}  # jobs share the cores, and waiting threads spin
@@ -67,14 +70,16 @@ class Runs:
         return content
 
     def keep(self, wanted: Iterable[Run]) -> None:
-        """Put them beside what is kept already, a line each."""
+        """Put those that have been made beside what is kept already, a line each."""
         if self.kept is None:
             raise ValueError("these runs have no file to be kept in")
-        self._of_kept |= {self._name(run): self.read(run) for run in wanted}
+        made = {self._name(run): self.read(run) for run in wanted if self.has(run)}
+        self._of_kept |= made
         lines = [f"{json.dumps(name)}: {json.dumps(self._of_kept[name])}" for name in sorted(self._of_kept)]
         partial = self.kept.with_suffix(".partial")
         partial.write_text("{\n" + ",\n".join(lines) + "\n}\n")
         partial.replace(self.kept)
+        print(f"{self.kept}: {len(made)} runs of these, {len(lines)} in all")
 
     def _name(self, run: Run) -> str:
         return self.file(run).stem

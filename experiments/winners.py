@@ -9,7 +9,7 @@ first policy on one), each with its confirmed winner, and then full training, th
 
 Printed: AP on the validation split, which no search has seen, with standard errors, and the differences to the
 published graph. Restartable: searches continue, and each training is one file in --folder. Those that are kept with
-the code, in experiments/winners.json, are not made again; --keep adds those of --folder.
+the code, in experiments/winners.json, are not made again; --keep adds those of --folder, and ends.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of full training")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--plot", type=Path, metavar="PNG")
-    parser.add_argument("--keep", action="store_true", help=f"add the runs to {KEPT.name}")
+    parser.add_argument("--keep", action="store_true", help=f"add the runs that were made to {KEPT.name}, and end")
     parser.add_argument("--only", nargs=2, metavar=("RUN", "SEED"), help="one training, in this process")
     args = parser.parse_args()
     arguments = ["--folder", str(args.folder), "--database", str(args.database), "--steps", str(args.steps)]
@@ -98,9 +98,10 @@ def main() -> None:
         search(args.database, algorithm, seed)
     names = {name: name for name in FIXED} | {name: run_name(name, args.database) for name in SEARCHES}
     trained = [Run(name, seed) for seed in args.seeds for name in names.values()]
-    runs.make(trained, args.jobs)
     if args.keep:
         runs.keep(trained)
+        return
+    runs.make(trained, args.jobs)
     aps = {name: [runs.read(Run(of_run, seed))["ap"] for seed in args.seeds] for name, of_run in names.items()}
     report(aps, args.steps)
     if args.plot is not None:

@@ -46,7 +46,7 @@ def test_what_is_kept_with_the_code_is_not_run_again(runs: Runs, tmp_path: Path)
     wanted = [Run("a (b)", seed) for seed in (1, 2)]
     runs.kept = tmp_path / "kept.json"
     runs.make(wanted[:1], jobs=1)
-    runs.keep(wanted[:1])
+    runs.keep(wanted)  # of which one was made
     elsewhere = Runs(tmp_path / "elsewhere", "v", "none", [], runs.kept)
     elsewhere.command = runs.command
     elsewhere.make(wanted[:1], jobs=1)
