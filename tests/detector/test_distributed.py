@@ -18,6 +18,7 @@ from detector.errors import NonFiniteLossError, RunFailedError, UserError
 from detector.final_training import Job
 from detector.train_final import main as train_final
 from experiments.distribution import came_to, finish, start, steps_kept, training_processes, wait_for, write_config
+from tests.detector import together
 
 pytestmark = pytest.mark.ray
 
@@ -28,24 +29,22 @@ TOGETHER = ("--workers", "2")
 
 def test_a_process_that_dies_is_replaced_and_a_signal_is_kept(here: Path) -> None:
     write_config(here, STEPS, 8, "smoke")
-    whole = start(here, here / "whole", *TOGETHER)
-    wait_for(lambda: steps_kept(here / "whole") >= 1, whole)
-    heard = listening(whole)
-    said, _ = finish(whole)
-    assert "2 processes, 0 GPUs each" in said
-    assert len(heard) > 3
-    assert not [place for place in heard if not place.startswith("127.")]
+    together.run(2, here, "whole")
 
     output = here / "parts"
     parts = start(here, output, *TOGETHER)
     wait_for(lambda: steps_kept(output) >= 5, parts)
+    heard = listening(parts)
+    assert len(heard) > 3
+    assert not [place for place in heard if not place.startswith("127.")]
     training_processes(parts)[-1].kill()
     wait_for(lambda: "going on after step" in (output / "train.log").read_text(), parts)
     before = steps_kept(output)
     wait_for(lambda: steps_kept(output) > before, parts)
     parts.send_signal(signal.SIGTERM)
-    _, complained = parts.communicate(timeout=120)
+    said, complained = parts.communicate(timeout=120)
     assert parts.returncode == 143, complained
+    assert "2 processes, 0 GPUs each" in said
     assert "a process died" in complained
     assert complained.endswith("interrupted; the same command goes on where it was\n")
     assert 5 <= steps_kept(output) < STEPS

@@ -1,9 +1,5 @@
 """Two processes, each with half of every batch, do what one does with all of it."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,14 +16,7 @@ COUNT = 2
 def of_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("together")
-    command = [sys.executable, "-m", "tests.detector.together"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    root = Path(__file__).parents[2]
-    started = [
-        subprocess.Popen([*command, str(rank), str(COUNT), str(folder)], cwd=root, env=environment)
-        for rank in range(COUNT)
-    ]
-    assert [process.wait(timeout=240) for process in started] == [0] * COUNT
+    together.run(COUNT, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(COUNT)]
 
 

@@ -1,5 +1,11 @@
-"""What the tests of distributed training do in each process: python -m tests.detector.together RANK COUNT FOLDER."""
+"""What the tests of distributed training do in each process.
 
+python -m tests.detector.together RANK COUNT FOLDER, or, for the training of FOLDER/c.yaml into FOLDER/OUTPUT,
+python -m tests.detector.together RANK COUNT FOLDER OUTPUT.
+"""
+
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,12 +17,14 @@ from detector.architecture import PRIORS
 from detector.cascade_rcnn import CascadeRcnn
 from detector.coco import load_split
 from detector.config import DetectorSections, load_config
+from detector.final_training import FinalTraining, Job
 from detector.inference import detect_together
 from detector.loader import training_loader
 from detector.norm import SyncBatchNormOnCpu
 from detector.processes import Processes, normaliser
 from detector.sampling import draws_of
 from detector.train import Training
+from detector.train_final import Silent
 
 CPU = torch.device("cpu")
 STEPS = 3
@@ -102,13 +110,31 @@ def maps() -> torch.Tensor:
     return 100 + torch.randn(6, 5, 4, 3, generator=torch.Generator().manual_seed(1)) * torch.arange(1, 6)[:, None, None]
 
 
+def run(count: int, folder: Path, *options: str) -> None:
+    """So many processes, to their end."""
+    command = [sys.executable, "-m", "tests.detector.together"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    root = Path(__file__).parents[2]
+    started = [
+        subprocess.Popen([*command, str(rank), str(count), str(folder), *options], cwd=root, env=environment)
+        for rank in range(count)
+    ]
+    assert [process.wait(timeout=240) for process in started] == [0] * count
+
+
 def main() -> None:
     rank, count, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=count)
-    found = {name: trained(*case) for name, case in CASES.items()}
-    content = {"trained": found, "detected": detected(), "told": told(), "normalised": normalised(maps())}
-    torch.save(content, folder / f"{rank}.pt")
+    if len(sys.argv) > 4:
+        config = load_config(str(folder / "c.yaml"), DetectorSections)
+        output = folder / sys.argv[4]
+        output.mkdir(exist_ok=True)
+        FinalTraining(Job(PRIORS["nas-fpn"], config, None, None, output, 10, {}), CPU, Silent()).run()
+    else:
+        found = {name: trained(*case) for name, case in CASES.items()}
+        content = {"trained": found, "detected": detected(), "told": told(), "normalised": normalised(maps())}
+        torch.save(content, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
