@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -30,12 +30,11 @@ from detector.resume import Checkpoints
 from detector.sampling import draws_of, image_weights, single_class_share
 from detector.targets import Detections
 from detector.train import Training
-from detector.transfer import transfer
+from detector.transfer import take_over
 
 log = logging.getLogger(__name__)
 
 EVENTS = ".train-final"  # how the names of files for TensorBoard end
-OFFSETS = ".predict."  # of deformable convolutions: these do start anew
 SAMPLES = 4  # pictures with detections, for each evaluation
 SAMPLE_SCORE = 0.3  # of what is drawn
 
@@ -79,42 +78,14 @@ class Job:
         training, validation = (load_split(self.config.data, self.data, split) for split in ("train", "val"))
         return training, validation
 
-    def new_model(self, classes: tuple[str, ...], say: Any) -> CascadeRcnn:
+    def new_model(self, classes: tuple[str, ...], say: Callable[[str], None]) -> CascadeRcnn:
         """With the weights that it starts from. Raises UserError."""
         torch.manual_seed(self.config.training.seed)
         model = make_model(self.config, self.architecture, len(classes), pretrained=self.init is None)
         if self.init is not None:
-            left = _transfer(model, classes, self.init, say)
-            if self.config.detector.backbone.weights != "none":
-                _check_backbone(left, self.init)
+            needs_backbone = self.config.detector.backbone.weights != "none"
+            take_over(model, classes, self.init, say, needs_backbone=needs_backbone)
         return model
-
-
-def _transfer(model: CascadeRcnn, classes: tuple[str, ...], path: Path, say: Any) -> list[str]:
-    """Take over the weights of --init, say which, and return the names of those that start anew."""
-    source = TrainedModel.load(path, torch.device("cpu"))
-    result = transfer(model, classes, source)
-    new = [name for name in classes if name not in result.classes]
-    say(f"--init {path}: {len(result.taken)} weights taken, {len(result.classes)} of {len(classes)} classes mapped")
-    for what, names in (
-        ("classes that start anew", new),
-        ("weights that start anew", result.left),
-        ("weights in the file without a use", result.unused),
-    ):
-        if names:
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            say(f"  {what}: {', '.join(names[:5])}{more}")
-    return result.left
-
-
-def _check_backbone(left: list[str], path: Path) -> None:
-    """--init stands in for the backbone's own weights. Raises UserError for what neither would give."""
-    absent = [name for name in left if name.startswith("backbone.") and OFFSETS not in name]
-    if absent:
-        raise UserError(
-            f"--init {path}: lacks weights of this backbone ({absent[0]} and {len(absent) - 1} more), which would "
-            "start at random; give weights with the same backbone"
-        )
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def _train_final(args: argparse.Namespace) -> int:
         "data": [training_data.hash, validation_data.hash],
         "init": _digest(args.init),
     }
-    job = Job(**(vars(job) | {"identity": json.loads(json.dumps(identity))}))
+    job = replace(job, identity=json.loads(json.dumps(identity)))
     if _is_done(job):
         job.checkpoints.remove()
         print(f"train-final: {args.output} holds this very run, finished; another --output trains it anew")

@@ -1,5 +1,7 @@
 """Start a detector from the weights of another one, which may have other classes or other parts."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -9,6 +11,7 @@ from detector.checkpoint import TrainedModel
 from detector.errors import UserError
 
 CLASS_LAYER = ".classify."  # its rows are classes, the last one background
+OFFSETS = ".predict."  # of deformable convolutions: these do start anew
 
 
 class Transfer(NamedTuple):
@@ -59,3 +62,33 @@ def _layer(name: str) -> str:
 
 def _known(name: str, row_of: dict[str, int]) -> bool:
     return name.strip().casefold() in row_of
+
+
+def take_over(
+    model: CascadeRcnn, classes: tuple[str, ...], path: Path, say: Callable[[str], None], *, needs_backbone: bool
+) -> None:
+    """The weights of --init, and say which. Raises UserError, also if it lacks weights of a backbone that needs them."""
+    source = TrainedModel.load(path, torch.device("cpu"))
+    result = transfer(model, classes, source)
+    new = [name for name in classes if name not in result.classes]
+    say(f"--init {path}: {len(result.taken)} weights taken, {len(result.classes)} of {len(classes)} classes mapped")
+    for what, names in (
+        ("classes that start anew", new),
+        ("weights that start anew", result.left),
+        ("weights in the file without a use", result.unused),
+    ):
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            say(f"  {what}: {', '.join(names[:5])}{more}")
+    if needs_backbone:
+        _check_backbone(result.left, path)
+
+
+def _check_backbone(left: list[str], path: Path) -> None:
+    """--init stands in for the backbone's own weights. Raises UserError for what neither would give."""
+    absent = [name for name in left if name.startswith("backbone.") and OFFSETS not in name]
+    if absent:
+        raise UserError(
+            f"--init {path}: lacks weights of this backbone ({absent[0]} and {len(absent) - 1} more), which would "
+            "start at random; give weights with the same backbone"
+        )
