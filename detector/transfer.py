@@ -67,7 +67,7 @@ def _known(name: str, row_of: dict[str, int]) -> bool:
 def take_over(
     model: CascadeRcnn, classes: tuple[str, ...], path: Path, say: Callable[[str], None], *, needs_backbone: bool
 ) -> None:
-    """The weights of --init, and say which. Raises UserError, also where a backbone that needs weights would get none."""
+    """The weights of --init, and say which. Raises UserError, also where a backbone would lack weights it needs."""
     source = TrainedModel.load(path, torch.device("cpu"))
     result = transfer(model, classes, source)
     new = [name for name in classes if name not in result.classes]
