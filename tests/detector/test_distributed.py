@@ -23,7 +23,7 @@ from tests.detector import together
 pytestmark = pytest.mark.ray
 
 SMOKE = (Path(__file__).parents[2] / "experiments" / "smoke.yaml").read_text()
-STEPS = 120
+STEPS = 300  # so many that the signal comes in time on a fast machine, too
 TOGETHER = ("--workers", "2")
 
 
