@@ -59,10 +59,15 @@ def detect_together(
     of_batch = np.arange(len(data)) // training.batch_size
     shares = [np.flatnonzero(of_batch % processes.count == rank) for rank in range(processes.count)]
     own = data.subset(shares[processes.rank])
+
+    def on_own_images(done: int, _count: int) -> None:
+        if on_images is not None:  # the others are about as far
+            on_images(min(done * processes.count, len(data)), len(data))
+
     found: list[Detections] = []
     if len(own):
         views = views_of(own, training, testing, model.padding_multiple)
-        found = detect_split(model, views, own.image_hw, device, on_images)
+        found = detect_split(model, views, own.image_hw, device, on_own_images)
     gathered = processes.gather(found)
     if not processes.is_first:
         return []
