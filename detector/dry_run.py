@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from detector.cascade_rcnn import CascadeRcnn
@@ -12,7 +13,7 @@ from detector.coco import CocoData
 from detector.config import TrainingConfig
 from detector.final_training import Job, Reporter, memory_is_told, sampling_line
 from detector.inference import detect_split, views_of
-from detector.loader import Batch, training_loader
+from detector.loader import training_loader
 from detector.sampling import draws_of
 from detector.train import Training
 
@@ -43,7 +44,7 @@ def _dry_run(job: Job, workers: int, device: torch.device, say: Callable[[str], 
     tried = _try(model, data, training, device, workers)
     say(f"one process of {workers}: {tried.seconds:.2f} s a step, {tried.gib:.1f} GiB of {tried.memory}")
     say(f"about {_duration(tried.seconds * training.steps)} for all steps, without loading images or evaluations")
-    first = validation.subset(torch.arange(min(len(validation), training.batch_size)).numpy())
+    first = validation.subset(np.arange(min(len(validation), training.batch_size)))
     views = views_of(first, training, job.config.detector.testing, model.padding_multiple)
     begun = time.monotonic()
     found = detect_split(model, views, first.image_hw, device)
@@ -64,9 +65,7 @@ class _Tried(NamedTuple):
 def _try(model: CascadeRcnn, data: CocoData, training: TrainingConfig, device: torch.device, workers: int) -> _Tried:
     loader = training_loader(data, training, model.padding_multiple)
     few = training.model_copy(update={"steps": STEPS, "warmup_steps": 0, "learning_rate": 1e-9})
-    batches: list[Batch] = []
-    for batch in loader.load(draws_of(data, few).batches(0, 0, workers)):
-        batches.append(batch)
+    batches = list(loader.load(draws_of(data, few).batches(0, 0, workers)))
     at: list[float] = []
 
     def on_step(_step: int) -> None:
