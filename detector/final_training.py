@@ -156,14 +156,14 @@ class FinalTraining:
         self.waited, self.fitted = content["waited"], content["fitted"]
         self.evaluations = [(int(step), float(ap)) for step, ap in content["evaluations"]]
 
-    def run(self) -> bool:
-        """Train to the end, with a checkpoint now and then; save, and evaluate. False if it was asked to stop before
-        that: the same job goes on where it was.
+    def run(self) -> None:
+        """Train to the end, with a checkpoint now and then; save, and evaluate. Asked to stop it ends before that, and
+        the same job goes on where it was.
         """
         with memory_is_told(), self._records():
-            return self._run()
+            self._run()
 
-    def _run(self) -> bool:
+    def _run(self) -> None:
         if self.processes.is_first:
             for path in self._damaged:
                 self.reporter.say(f"train-final: {path} cannot be read and is passed over")
@@ -179,7 +179,7 @@ class FinalTraining:
             self._train()
         if self.training.step < self.config.steps:
             if self.is_stopping:
-                return False
+                return
             raise RuntimeError(f"the training ended after step {self.training.step} of {self.config.steps}")
         if self.processes.is_first:
             try:
@@ -187,7 +187,6 @@ class FinalTraining:
             except OSError as error:
                 raise UserError(f"--output {self.job.output}: model.pt cannot be written ({error.strerror})") from error
         self._evaluate()
-        return True
 
     @contextmanager
     def _records(self) -> Iterator[None]:

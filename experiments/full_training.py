@@ -18,10 +18,10 @@ from detector.train import train
 from nas.config import Config
 
 CPU = torch.device("cpu")
-# What trains furthest in 2000 steps. The published graph came to an AP of 0.441 and 0.413 (two seeds) at a rate of
-# 0.003, to 0.486 and 0.463 at 0.006, to 0.501 and 0.156 at 0.012. After a warm-up of 100 steps some trainings break off
-# (the loss of the first stage's classes stays where it is): the graphs "top-down" and "down, then up" ended at 0.233
-# and 0.259. After 400 steps the same seeds come to 0.470 and 0.489.
+# What trains furthest in 2000 steps (pilots, whose script is not kept). The published graph came to an AP of 0.441 and
+# 0.413 (two seeds) at a rate of 0.003, to 0.486 and 0.463 at 0.006, to 0.501 and 0.156 at 0.012. After a warm-up of 100
+# steps some trainings break off (the loss of the first stage's classes stays where it is): the graphs "top-down" and
+# "down, then up" ended at 0.233 and 0.259. After 400 steps the same seeds come to 0.470 and 0.489.
 LEARNING_RATE = 0.006
 WARMUP_STEPS = 400
 CLIP_NORM = 1.0
