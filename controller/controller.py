@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from controller.decisions import Decisions
-from controller.policy import Proposal
-from controller.proposer import Proposer, ProposerState, Rewarded
+from controller.proposer import Proposal, Proposer, ProposerState, Rewarded
 
 MAX_DRAWS = 100  # for one episode
 

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from controller.decisions import Decisions, mutate
-from controller.policy import Proposal
-from controller.proposer import ProposerState, Rewarded
+from controller.proposer import Proposal, ProposerState, Rewarded
 from controller.reinforce import Reinforce, from_bytes, to_bytes
 from controller.reward_model import RewardModel
 

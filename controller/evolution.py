@@ -6,8 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from controller.decisions import Decisions, DecisionSpace, mutate, uniform
-from controller.policy import Proposal
-from controller.proposer import ProposerState, Rewarded
+from controller.proposer import Proposal, ProposerState, Rewarded
 
 
 class Evolution:

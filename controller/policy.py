@@ -1,7 +1,6 @@
 """The policy: an autoregressive LSTM over masked decisions (Zoph & Le 2017, arXiv:1611.01578, section 3.1)."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,16 +8,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from controller.decisions import Decisions, DecisionSpace
+from controller.proposer import Proposal
 
 NUM_FIT_SAMPLES = 128
 MAX_FIT_STEPS = 2000
-
-
-class Proposal(NamedTuple):
-    """A sequence of decisions and the log-probability with which its policy drew it."""
-
-    decisions: Decisions
-    log_prob: float
 
 
 class Policy(nn.Module):

@@ -6,7 +6,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from controller.decisions import Decisions
-from controller.policy import Proposal
+
+
+class Proposal(NamedTuple):
+    """A sequence of decisions and the log-probability with which its proposer drew it."""
+
+    decisions: Decisions
+    log_prob: float
 
 
 class Rewarded(NamedTuple):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from controller.decisions import Decisions, DecisionSpace
-from controller.policy import Policy, Proposal, chosen_log_prob, entropies, fit_to_prior
-from controller.proposer import ProposerState, Rewarded
+from controller.policy import Policy, chosen_log_prob, entropies, fit_to_prior
+from controller.proposer import Proposal, ProposerState, Rewarded
 
 MAX_IMPORTANCE = 2.0
 MAX_GRADIENT_NORM = 5.0

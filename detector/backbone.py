@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from detector.choices import Deformable
 from detector.config import BackboneConfig, DetectorConfig
-from detector.deformable import Deformable, make_deformable
+from detector.deformable import make_deformable
 from detector.errors import UserError
 from detector.norm import batch_norms, is_batch_norm, replace_batch_norms, standardise_weights
 

@@ -1,12 +1,9 @@
 """Box heads: pooled regions to class scores and box deltas."""
 
-from typing import Literal
-
 from torch import Tensor, nn
 
+from detector.choices import HeadKind
 from detector.norm import norm_layer
-
-HeadKind = Literal["2fc", "4conv1fc"]
 
 
 class BoxHead(nn.Module):

@@ -7,7 +7,8 @@ from torch.nn import functional as F
 from detector import matching
 from detector.box_head import BoxHead
 from detector.boxes import clip, decode, encode
-from detector.config import CascadeConfig, CascadeTest
+from detector.choices import CascadeTest
+from detector.config import CascadeConfig
 from detector.processes import normaliser
 from detector.roi_pool import RoiAlign
 from detector.targets import Proposals, Targets

@@ -7,16 +7,12 @@ from detector.architecture import Architecture
 from detector.backbone import Backbone, Fpn
 from detector.cascade import Cascade
 from detector.config import DetectorConfig
+from detector.levels import padding_multiple
 from detector.nas_fpn import NasFpn
 from detector.roi_pool import RoiAlign
 from detector.rpn import BatchedRpn, Rpn
 from detector.suppression import select
 from detector.targets import Detections, Proposals, Targets
-
-
-def padding_multiple(base_stride: int) -> int:
-    """What the sides of images are padded to a multiple of: the stride of P5. P6 and P7 may be of odd size."""
-    return 4 * base_stride
 
 
 class DetectionHeads(nn.Module):

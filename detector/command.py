@@ -21,13 +21,30 @@ _is_terminating = Event()
 
 
 class Parser(argparse.ArgumentParser):
-    """Shows defaults in its help, and reports a wrong option in one line."""
+    """Its help has examples first and says defaults; a wrong option is reported in one line.
 
-    def __init__(self, prog: str, description: str) -> None:
-        super().__init__(prog, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    examples: what is typed, and what that does. required: what a command needs at least, for the line of usage.
+    """
+
+    def __init__(self, prog: str, description: str, examples: Mapping[str, str], required: str = "") -> None:
+        usage = " ".join(filter(None, (prog, required, "[options]")))
+        super().__init__(prog, usage, f"{description}\n\n{_table(examples)}", formatter_class=_HelpFormatter)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} ({self.prog} --help shows the options)")
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults are said where there is something to say."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        has_default = action.default is not None and action.default is not False
+        return super()._get_help_string(action) if has_default else action.help
+
+
+def _table(examples: Mapping[str, str]) -> str:
+    width = max(map(len, examples))
+    return "\n".join(f"  {typed:{width}}   {meaning}" for typed, meaning in examples.items())
 
 
 def count(least: int, most: int | None = None) -> Callable[[str], int]:

@@ -2,7 +2,6 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
 
@@ -20,15 +19,9 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from detector.box_head import HeadKind
-from detector.deformable import Deformable
+from detector.choices import BackboneNorm, CascadeTest, Deformable, HeadKind, Nms, Norm, Sampling
 from detector.errors import UserError
-from detector.norm import BackboneNorm, Norm
-
-CascadeTest = Literal["input", "shared", "adaptive"]
-SoftNms = Literal["linear", "gaussian"]
-Nms = Literal["hard", "linear", "gaussian"]
-Sampling = Literal["uniform", "class_aware", "class_diversity"]
+from detector.presets import preset_folder, presets
 
 
 class Section(BaseModel):
@@ -273,22 +266,13 @@ def parse_config(content: Mapping[str, Any], model: type[Config], where: str) ->
         raise UserError(f"{where}: {_first_problem(error, model)}") from error
 
 
-def presets() -> list[str]:
-    """Names of the configurations that come with the package."""
-    return sorted(f.name.removesuffix(".yaml") for f in _preset_folder().iterdir() if f.name.endswith(".yaml"))
-
-
-def _preset_folder() -> Any:
-    return resources.files("experiments")
-
-
 MOST_CHARACTERS = 200_000
 
 
 def _read_yaml(name: str) -> Mapping[str, Any]:
     is_preset = name in presets()
     try:
-        text = (_preset_folder() / f"{name}.yaml" if is_preset else Path(name)).read_text(encoding="utf-8")
+        text = (preset_folder() / f"{name}.yaml" if is_preset else Path(name)).read_text(encoding="utf-8")
         if len(text) > MOST_CHARACTERS:  # a megabyte takes the parser seconds
             raise UserError(f"config {name}: has {len(text)} characters, that is no configuration")
         content = yaml.safe_load(text)

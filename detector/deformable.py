@@ -1,13 +1,13 @@
 """Deformable convolution in chosen stages of a backbone (Dai et al. 2017, arXiv:1703.06211; v2: Zhu et al. 2018,
 arXiv:1811.11168)."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
-Deformable = Literal["v1", "v2"]
+from detector.choices import Deformable
 
 
 class DeformableConv(nn.Module):

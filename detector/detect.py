@@ -10,36 +10,22 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from detector.cascade_rcnn import padding_multiple
 from detector.coco import CocoData, pictures, rgb, upright
-from detector.command import Parser, guarded, output_folder, share
+from detector.command import output_folder
 from detector.drawing import draw_detections
 from detector.errors import UserError
 from detector.evaluate import coco_results
 from detector.inference import detect_split, views_of
+from detector.levels import padding_multiple
 from detector.progress import Progress
 from detector.targets import Detections
-from detector.testing_options import add_testing_options, load_for_test
+from detector.testing_options import load_for_test
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of detect."""
-    return guarded("detect", lambda: _detect(_parser().parse_args(argv)))
-
-
-def _parser() -> Parser:
-    parser = Parser("detect", "Find objects in pictures: a copy of each with boxes, and detections.json for all.")
-    parser.add_argument("pictures", type=Path, nargs="+", metavar="PATH", help="pictures, or folders of them")
-    parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="a model.pt of train-final")
-    parser.add_argument("--threshold", type=share, default=0.3, metavar="X", help="least score of what is shown")
-    add_testing_options(parser)
-    parser.add_argument("--output", type=Path, default=Path("runs/detect"), metavar="DIR", help="where results go")
-    return parser
-
-
-def _detect(args: argparse.Namespace) -> int:
+def detect(args: argparse.Namespace) -> int:
+    """What detect does; its exit code."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained = load_for_test(args.weights, args, device)
     sources = _find(args.pictures)

@@ -1,16 +1,15 @@
 """The detections of several models, which may differ in everything but their classes, as those of one."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+from detector.choices import Fusion
 from detector.suppression import soft_nms
 from detector.targets import Detections
 
-Fusion = Literal["wbf", "nms", "linear", "gaussian"]
 FUSION_IOU = 0.55  # of boxes that are one object; Solovyev et al. 2021, arXiv:1910.13302, section 4
 SOFT_SIGMA = 0.5
 LEAST_SCORE = 1e-3

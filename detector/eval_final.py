@@ -2,48 +2,30 @@
 
 import argparse
 import json
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import get_args
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from detector.cascade_rcnn import padding_multiple
 from detector.checkpoint import TrainedModel
+from detector.choices import Fusion
 from detector.coco import CocoData, load_split
-from detector.command import Parser, guarded, output_folder, write_json
+from detector.command import output_folder, write_json
 from detector.drawing import draw_precision_recall
-from detector.ensemble import Fusion, fuse
+from detector.ensemble import fuse
 from detector.errors import UserError
 from detector.evaluate import Metrics, coco_results, evaluate
 from detector.inference import detect_split, views_of
+from detector.levels import padding_multiple
 from detector.progress import Progress
 from detector.targets import Detections
-from detector.testing_options import add_testing_options, load_for_test
+from detector.testing_options import load_for_test
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of eval-final."""
-    return guarded("eval-final", lambda: _eval_final(_parser().parse_args(argv)))
-
-
-def _parser() -> Parser:
-    parser = Parser("eval-final", "Evaluate weights of train-final; several --weights are tested as one ensemble.")
-    parser.add_argument(
-        "--weights", type=Path, action="append", required=True, metavar="FILE", help="a model.pt; may be given again"
-    )
-    parser.add_argument("--data", type=Path, metavar="DIR", help="a data set in COCO form")
-    parser.add_argument("--split", default="val", metavar="NAME", help="which part of it")
-    add_testing_options(parser)
-    parser.add_argument("--fuse", choices=get_args(Fusion), default="wbf", help="how an ensemble's boxes are merged")
-    parser.add_argument("--output", type=Path, default=Path("runs/eval"), metavar="DIR", help="where results go")
-    return parser
-
-
-def _eval_final(args: argparse.Namespace) -> int:
+def eval_final(args: argparse.Namespace) -> int:
+    """What eval-final does; its exit code."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = [load_for_test(path, args, device) for path in args.weights]
     data = load_split(models[0].config.data, args.data, args.split)

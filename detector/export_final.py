@@ -5,37 +5,21 @@ import io
 import json
 import sys
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from detector.cascade_rcnn import CascadeRcnn
 from detector.checkpoint import TrainedModel, make_model, write_whole
-from detector.command import FAILED, Parser, count, guarded
+from detector.command import FAILED
 from detector.errors import UserError
 
 TOLERANCE = 1e-3  # pixels, and a thousandth of that for scores
 CHECKS = 3
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of export-final."""
-    return guarded("export-final", lambda: _export_final(_parser().parse_args(argv)))
-
-
-def _parser() -> Parser:
-    parser = Parser("export-final", "Write trained weights as a torch.export program, checked against the model.")
-    parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="a model.pt of train-final")
-    parser.add_argument(
-        "--size", type=count(32), nargs=2, metavar=("H", "W"), help="of the images it takes; default: those of training"
-    )
-    parser.add_argument("--output", type=Path, default=Path("model.pt2"), metavar="FILE", help="where it goes")
-    return parser
-
-
-def _export_final(args: argparse.Namespace) -> int:
+def export_final(args: argparse.Namespace) -> int:
+    """What export-final does; its exit code."""
     trained = TrainedModel.load(args.weights, torch.device("cpu"))
     if args.output.is_dir():
         raise UserError(f"--output {args.output}: is a folder; give a file")

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from detector.architecture import Architecture
-from detector.cascade_rcnn import CascadeRcnn, padding_multiple
+from detector.cascade_rcnn import CascadeRcnn
 from detector.checkpoint import TrainedModel, make_model
 from detector.coco import CocoData, load_split
 from detector.command import write_json
@@ -24,6 +24,7 @@ from detector.errors import NonFiniteLossError, UserError
 from detector.evaluate import coco_metrics
 from detector.events import Events
 from detector.inference import detect_together
+from detector.levels import padding_multiple
 from detector.loader import Batch, training_loader
 from detector.processes import Processes
 from detector.resume import Checkpoints

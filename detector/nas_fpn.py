@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detector.architecture import LEVELS, NUM_LEVELS, Architecture, Attention, MergeCell
-from detector.norm import Norm, norm_layer
+from detector.choices import Norm
+from detector.norm import norm_layer
 
 
 class NasFpn(nn.Module):

@@ -9,10 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
+from detector.choices import Norm
 from detector.processes import Processes, sum_over_processes
-
-Norm = Literal["bn", "sync_bn", "gn"]
-BackboneNorm = Literal["own", "bn", "sync_bn", "frozen_bn", "gn"]
 
 
 def norm_layer(norm: Norm) -> Callable[[int], nn.Module]:

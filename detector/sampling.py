@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import RandomSampler
 
+from detector.choices import Sampling
 from detector.coco import CocoData
-from detector.config import Sampling, TrainingConfig
+from detector.config import TrainingConfig
 from detector.errors import UserError
 
 WINDOW_STEPS = 64  # within which images change places so that batches hold one orientation

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou, nms
 
-from detector.config import CascadeConfig, SoftNms, TestingConfig
+from detector.choices import SoftNms
+from detector.config import CascadeConfig, TestingConfig
 from detector.targets import Detections, Proposals
 
 EXPORTED_ROUNDS = 24  # longer chains of overlaps are cut there

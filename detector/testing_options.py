@@ -2,21 +2,11 @@
 
 import argparse
 from pathlib import Path
-from typing import get_args
 
 import torch
 
 from detector.checkpoint import TrainedModel
-from detector.command import Parser, count
-from detector.config import CascadeTest, Nms, TestingConfig
-
-
-def add_testing_options(parser: Parser) -> None:
-    """What is not given stays as the weights' own configuration has it."""
-    parser.add_argument("--cascade-test", choices=get_args(CascadeTest), help="at which boxes the stages score")
-    parser.add_argument("--nms", choices=get_args(Nms), help="hard, or Soft-NMS: linear or gaussian")
-    parser.add_argument("--scales", type=count(1), nargs="+", metavar="PX", help="short sides at which images are seen")
-    parser.add_argument("--flip", action="store_true", default=None, help="see every image mirrored, too")
+from detector.config import TestingConfig
 
 
 def load_for_test(path: Path, args: argparse.Namespace, device: torch.device) -> TrainedModel:

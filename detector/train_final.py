@@ -5,7 +5,7 @@ import fcntl
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,55 +16,17 @@ import torch
 from detector.architecture import PRIORS, Architecture
 from detector.backbone import named_weights
 from detector.cache import open_lock
-from detector.command import Parser, count, guarded, keep_ray_to_itself, signals_wait, write_json
-from detector.config import DetectorSections, load_config, parse_config, presets
+from detector.command import keep_ray_to_itself, signals_wait, write_json
+from detector.config import DetectorSections, load_config, parse_config
 from detector.dry_run import dry_run
 from detector.errors import UserError
 from detector.final_training import FinalTraining, Job
+from detector.presets import DEFAULT_CONFIG
 from detector.progress import Progress
 
-DEFAULT_CONFIG = "shapes"
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of train-final."""
-    going_on = "interrupted; the same command goes on where it was"
-    return guarded("train-final", lambda: _train_final(_parser().parse_args(argv)), interrupted=going_on)
-
-
-def _parser() -> Parser:
-    parser = Parser("train-final", "Train the full Cascade R-CNN with a found pyramid, and evaluate it.")
-    graph = f"best.json, or a published graph ({', '.join(PRIORS)}); without it the plain FPN is trained"
-    parser.add_argument("--arch", metavar="FILE|NAME", help=graph)
-    parser.add_argument(
-        "--config",
-        metavar="NAME|FILE",
-        help=f"{', '.join(presets())} or a YAML file; default: what FILE was found with, else {DEFAULT_CONFIG}",
-    )
-    parser.add_argument("--data", type=Path, metavar="DIR", help="a data set in COCO form")
-    parser.add_argument("--init", type=Path, metavar="FILE", help="start from this model.pt; its classes may differ")
-    parser.add_argument("--output", type=Path, default=Path("runs/final"), metavar="DIR", help="where results go")
-    parser.add_argument(
-        "--checkpoint-minutes",
-        type=count(0),
-        default=10,
-        metavar="N",
-        help="how often to write what a restart goes on from; 0: after every step",
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check data, graph, memory and a step, say what would happen, and end"
-    )
-    together = parser.add_argument_group("several processes, through Ray Train")
-    together.add_argument("--workers", type=count(1), default=1, metavar="N", help="processes that share each batch")
-    together.add_argument(
-        "--gpus-per-worker", type=count(0, 1), metavar="N", help="default: 1 if there are any; 0 also alone"
-    )
-    together.add_argument("--address", metavar="ADDR", help="a running Ray cluster to join")
-    together.add_argument("--verbose", action="store_true", help="show what Ray has to say")
-    return parser
-
-
-def _train_final(args: argparse.Namespace) -> int:
+def train_final(args: argparse.Namespace) -> int:
+    """What train-final does; its exit code."""
     architecture = None if args.arch is None else PRIORS.get(args.arch) or Architecture.load(args.arch)
     config = _resolve(args, architecture)
     _check_batch(config, args.workers)
@@ -200,7 +162,3 @@ def _alone_in(job: Job) -> Iterator[None]:
             ) from error
         write_json(output / "run.json", job.identity)
         yield
-
-
-if __name__ == "__main__":
-    sys.exit(main())

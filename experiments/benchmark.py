@@ -49,7 +49,7 @@ def main() -> None:
 
 def timed_search(args: argparse.Namespace, folder: Path, study: str, episodes: int) -> dict[str, float]:
     """Seconds of preparation and of the search after it, and the peak of memory in GB."""
-    command = [sys.executable, "-c", "import sys; from nas.cli import search; sys.exit(search())"]
+    command = [sys.executable, "-c", "import sys; from nas.commands import search; sys.exit(search())"]
     command += ["--config", args.config, "--episodes", str(episodes), "--workers", str(args.workers), "--study", study]
     environment = os.environ | {"NAS_CACHE": str(folder / "cache")}
     process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)

@@ -205,7 +205,7 @@ def start(folder: Path, arguments: list[str], point: tuple[str, int] | None = No
     """nas-search in a process group of its own, with a point to die at."""
     folder.mkdir(parents=True, exist_ok=True)
     if point is None:
-        command = [sys.executable, "-c", "import sys; from nas.cli import search; sys.exit(search())"]
+        command = [sys.executable, "-c", "import sys; from nas.commands import search; sys.exit(search())"]
     else:
         command = [sys.executable, "-m", "experiments.chaos", "--drive", point[0], str(point[1])]
     with open(folder / "log", "a") as log:
@@ -216,7 +216,7 @@ def drive(point: str, at: int, arguments: list[str]) -> None:
     """nas-search in this process, which dies at a point once `at` episodes were proposed."""
     from sqlalchemy import event
 
-    from nas.cli import search
+    from nas.commands import search
     from nas.store import Store
     from nas.study import Schedule
 

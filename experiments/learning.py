@@ -70,7 +70,7 @@ def main() -> None:
 
 def search(config: str, database: Path, study: str, algorithm: str, seed: int, count: int) -> None:
     """One study, continued if it is there; its best graphs are looked at here, so it is not to confirm them."""
-    command = [sys.executable, "-c", "import sys; from nas.cli import search; sys.exit(search())"]
+    command = [sys.executable, "-c", "import sys; from nas.commands import search; sys.exit(search())"]
     command += ["--config", config, "--database", str(database), "--study", study, "--confirm", "0"]
     command += ["--algorithm", algorithm, "--seed", str(seed), "--episodes", str(count)]
     subprocess.run(command, check=True)

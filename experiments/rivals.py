@@ -9,8 +9,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
 from controller.decisions import Decisions, DecisionSpace, mutate, uniform
-from controller.policy import Proposal
-from controller.proposer import ProposerState, Rewarded
+from controller.proposer import Proposal, ProposerState, Rewarded
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 MAX_MUTATIONS = 4  # of the prior, in first proposals: as in controller/evolution.py

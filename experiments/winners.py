@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from detector.architecture import LEVELS, PRIORS, Architecture
+from detector.choices import Norm
 from detector.config import load_config
 from detector.nas_fpn import ReluConvNorm
-from detector.norm import Norm
 from experiments.fidelity import graphs
 from experiments.full_training import LEARNING_RATE, WARMUP_STEPS, full_training
 from experiments.runs import Run, Runs
@@ -114,7 +114,7 @@ def run_name(name: str, database: Path) -> str:
 
 
 def search(database: Path, algorithm: str, seed: int) -> None:
-    command = [sys.executable, "-c", "import sys; from nas.cli import search; sys.exit(search())"]
+    command = [sys.executable, "-c", "import sys; from nas.commands import search; sys.exit(search())"]
     command += ["--database", str(database), "--study", f"{algorithm}-{seed}", "--algorithm", algorithm]
     subprocess.run([*command, "--seed", str(seed), "--episodes", str(EPISODES)], check=True)
 

@@ -2,33 +2,24 @@
 
 import argparse
 import time
-from collections.abc import Sequence
 
-from detector.command import Parser, count, guarded
 from detector.errors import UserError
 from nas.control import REFUSED
 from nas.store import Action, State, Store
-from nas.study_options import study_options, with_store_errors
+from nas.store_errors import with_store_errors
 
 ANSWER_WITHIN_S = 20.0
 LOOK_EVERY_S = 0.2
 
 
-def stop(argv: Sequence[str] | None = None) -> int:
-    """Entry point of nas-stop."""
-    parser = Parser("nas-stop", "End a search that runs; the same nas-search command continues it.")
-    study_options(parser)
-    parser.add_argument("--now", action="store_true", help="end its trials, too; they run again later")
-    return guarded("nas-stop", lambda: with_store_errors("nas-stop", _stop, parser.parse_args(argv)))
+def stop(args: argparse.Namespace) -> int:
+    """What nas-stop does; its exit code."""
+    return with_store_errors("nas-stop", _stop, args)
 
 
-def control(argv: Sequence[str] | None = None) -> int:
-    """Entry point of nas-control."""
-    parser = Parser("nas-control", "Pause a search that runs, continue it, skip an episode or try one again.")
-    study_options(parser)
-    parser.add_argument("action", choices=["pause", "continue", "skip", "retry"], help="skip and retry name an episode")
-    parser.add_argument("episode", type=count(0), nargs="?", metavar="N", help="its number")
-    return guarded("nas-control", lambda: with_store_errors("nas-control", _control, parser.parse_args(argv)))
+def control(args: argparse.Namespace) -> int:
+    """What nas-control does; its exit code."""
+    return with_store_errors("nas-control", _control, args)
 
 
 def _stop(args: argparse.Namespace) -> int:

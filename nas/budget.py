@@ -3,8 +3,9 @@
 from dataclasses import dataclass, replace
 
 from detector.architecture import LEVELS, Architecture, MergeCell
-from detector.cost import Cost, Size, cost_of, level_sizes
+from detector.cost import Cost, cost_of
 from detector.errors import UserError
+from detector.levels import Size, level_sizes
 from nas.config import Config
 from nas.space import NasFpnSpace
 

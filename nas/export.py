@@ -1,37 +1,23 @@
-"""nas-export."""
+"""nas-export: found graphs as files."""
 
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from detector.architecture import Architecture
-from detector.command import Parser, count, guarded, write_json
+from detector.command import write_json
 from detector.errors import UserError
 from nas.drawing import check_picture, draw, text
 from nas.results import Verdict, by_reward, pareto_front, prior_episode, verdicts
 from nas.store import Episode, Evaluation, Purpose, Store, Study
-from nas.study_options import study_options, with_store_errors
+from nas.store_errors import with_store_errors
 
 
-def export(argv: Sequence[str] | None = None) -> int:
-    """Entry point of nas-export."""
-    return guarded("nas-export", lambda: with_store_errors("nas-export", _export, _export_parser().parse_args(argv)))
-
-
-def _export_parser() -> Parser:
-    parser = Parser("nas-export", "Write found graphs as files that train-final takes.")
-    study_options(parser)
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--best", action="store_true", help="the confirmed winner; unconfirmed, the highest reward")
-    which.add_argument("--top", type=count(1), metavar="K", help="the K best graphs, as NAME-1.json to NAME-K.json")
-    which.add_argument("--pareto", type=Path, metavar="DIR", help="the graphs that none beats in both AP and cost")
-    which.add_argument("--episode", type=count(0), metavar="N", help="the graph of one episode")
-    parser.add_argument("--output", default="best.json", metavar="FILE|-", help="- prints it")
-    parser.add_argument("--show", action="store_true", help="draw each graph on the terminal, too")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the best one, as .svg or .png")
-    return parser
+def export(args: argparse.Namespace) -> int:
+    """What nas-export does; its exit code."""
+    return with_store_errors("nas-export", _export, args)
 
 
 def _export(args: argparse.Namespace) -> int:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from controller.decisions import mutate, uniform
 from detector.architecture import LEVELS, Architecture
+from detector.choices import Norm
 from detector.nas_fpn import NasFpn, ReluConvNorm
-from detector.norm import Norm, batch_norms
+from detector.norm import batch_norms
 from nas.space import NasFpnSpace
 
 MAX_MUTATIONS = 8

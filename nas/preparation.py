@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from detector.architecture import Architecture
 from detector.backbone import named_weights
 from detector.cache import build_once
-from detector.cascade_rcnn import CascadeRcnn, DetectionHeads, padding_multiple
+from detector.cascade_rcnn import CascadeRcnn, DetectionHeads
 from detector.coco import CocoData
 from detector.config import DetectorConfig
-from detector.cost import level_sizes
 from detector.errors import UserError
+from detector.levels import level_sizes, padding_multiple
 from detector.loader import Batch, DetectionDataset, Loader, fit_canvas
 from detector.targets import Targets
 from detector.train import train

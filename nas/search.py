@@ -14,8 +14,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.search import Searcher
 
 from controller.controller import Controller, versions_kept
-from controller.policy import Proposal
-from controller.proposer import ProposerState, Rewarded
+from controller.proposer import Proposal, ProposerState, Rewarded
 from detector.architecture import Architecture
 from detector.errors import UserError
 from detector.ray_session import NAMESPACE, here

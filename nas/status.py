@@ -13,11 +13,10 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from detector.command import Parser, count, guarded
 from nas.lock import holder_of
 from nas.results import Verdict, by_reward, prior_episode, verdicts
 from nas.store import Episode, Evaluation, Purpose, State, Store
-from nas.study_options import study_options, with_store_errors
+from nas.store_errors import with_store_errors
 
 RECENT = 50  # trials from whose ends the rate is told, and episodes whose mean reward is shown
 SHOWN_FAILURES = 5
@@ -53,14 +52,9 @@ class Status(NamedTuple):
     failures: list[Failure]
 
 
-def status(argv: Sequence[str] | None = None) -> int:
-    """Entry point of nas-status."""
-    parser = Parser("nas-status", "Say where a search stands. Reads only; safe while it runs.")
-    study_options(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object on one line")
-    parser.add_argument("--watch", action="store_true", help="again and again, until interrupted")
-    parser.add_argument("--every", type=count(1), default=2, metavar="S", help="seconds between two looks of --watch")
-    return guarded("nas-status", lambda: with_store_errors("nas-status", _status, parser.parse_args(argv)))
+def status(args: argparse.Namespace) -> int:
+    """What nas-status does; its exit code."""
+    return with_store_errors("nas-status", _status, args)
 
 
 def _status(args: argparse.Namespace) -> int:

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from controller.controller import version_of, versions_kept
-from controller.policy import Proposal
-from controller.proposer import ProposerState, Rewarded
+from controller.proposer import Proposal, ProposerState, Rewarded
 from detector.architecture import Architecture
 from detector.errors import UserError
 from nas.attempts import Attempts, described

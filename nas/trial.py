@@ -14,8 +14,8 @@ import torch
 
 from detector.architecture import Architecture
 from detector.coco import load_split
-from detector.cost import latency_ms
 from detector.errors import NonFiniteLossError, UserError
+from detector.latency import latency_ms
 from detector.nas_fpn import NasFpn
 from nas.budget import Budget
 from nas.config import Config

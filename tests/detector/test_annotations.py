@@ -15,9 +15,9 @@ from detector import compact
 from detector.annotations import read_annotations
 from detector.cache import cache_folder
 from detector.coco import CocoData, load_coco
+from detector.commands import train_final
 from detector.compact import Names
 from detector.errors import UserError
-from detector.train_final import main as train_final
 
 
 def write(folder: Path, images: int = 40, seed: int = 0) -> Path:

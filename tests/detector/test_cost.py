@@ -5,9 +5,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from detector.architecture import PRIORS, Architecture
-from detector.cost import cost_of, level_sizes
+from detector.choices import Norm
+from detector.cost import cost_of
+from detector.levels import level_sizes
 from detector.nas_fpn import NasFpn
-from detector.norm import Norm
 
 
 @pytest.mark.parametrize("name", sorted(PRIORS))

@@ -13,10 +13,10 @@ import pytest
 
 from detector import distributed
 from detector.architecture import PRIORS
+from detector.commands import train_final
 from detector.config import DetectorSections, load_config
 from detector.errors import NonFiniteLossError, RunFailedError, UserError
 from detector.final_training import Job
-from detector.train_final import main as train_final
 from experiments.distribution import came_to, finish, start, steps_kept, training_processes, wait_for, write_config
 from tests.detector import together
 

@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from detector.detect import main as detect
-from detector.eval_final import main as eval_final
-from detector.train_final import main as train_final
+from detector.commands import detect, eval_final, train_final
 
 SMOKE = (Path(__file__).parents[2] / "experiments" / "smoke.yaml").read_text()
 

@@ -8,9 +8,9 @@ import torch
 
 from detector.architecture import PRIORS
 from detector.checkpoint import TrainedModel, make_model
+from detector.commands import export_final
 from detector.config import DetectorSections, load_config
 from detector.export_final import Scoring
-from detector.export_final import main as export_final
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from detector.cascade_rcnn import CascadeRcnn
+from detector.commands import train_final
 from detector.errors import UserError
 from detector.resume import Checkpoints
-from detector.train_final import main as train_final
 
 SMOKE = (Path(__file__).parents[2] / "experiments" / "smoke.yaml").read_text()
 STEPS = "batch_size: 8, steps: 20"

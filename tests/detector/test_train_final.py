@@ -8,8 +8,8 @@ from tensorboardX.proto.event_pb2 import Event
 
 from detector.architecture import PRIORS
 from detector.checkpoint import TrainedModel
+from detector.commands import train_final
 from detector.resume import Checkpoints
-from detector.train_final import main as train_final
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from detector.coco import load_split
 from detector.config import load_config
 from experiments import tabular
 from experiments.runs import Run, Runs
-from nas.cli import _identity
 from nas.config import Config
 from nas.preparation import VERSION
+from nas.service import _identity
 from nas.space import load_prior
 from nas.store import Outcome, Store, Study
 from nas.tabular import Row, Tabular, from_text, to_text

@@ -9,7 +9,7 @@ from detector.config import load_config
 from detector.errors import UserError
 from nas.algorithms import make_controller
 from nas.budget import Budget
-from nas.cli import search
+from nas.commands import search
 from nas.config import Config
 from nas.store import Cause, Purpose, State, Store
 from tests.nas.fakes import BUDGET, PRIOR, SEARCH, SPACE, reward_of, run, schedule

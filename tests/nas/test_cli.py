@@ -10,11 +10,12 @@ import pytest
 
 from detector.architecture import PRIORS
 from detector.config import load_config
-from nas.cli import _is_finished, _say_found, search
+from nas.commands import search
 from nas.config import Config
 from nas.confirm import Confirmation
 from nas.lock import study_lock
 from nas.results import by_reward, prior_episode
+from nas.service import _is_finished, _say_found
 from nas.store import Outcome, Store, Study
 from tests.nas.fakes import BUDGET, SEARCH, SPACE, refused, run, schedule
 
@@ -67,7 +68,7 @@ def test_a_running_study_is_refused_with_its_holder(here: Path, capsys) -> None:
 
 def test_a_finished_study_says_what_to_do(here: Path, capsys, monkeypatch) -> None:
     from detector.coco import load_split
-    from nas.cli import _identity
+    from nas.service import _identity
 
     config = load_config("smoke", Config)
     store = Store("nas.db")
@@ -148,7 +149,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_preparation(capsy
 
 
 def test_weights_files_are_named_by_their_content(here: Path) -> None:
-    from nas.cli import _identity
+    from nas.service import _identity
 
     config = load_config("smoke", Config)
     for name in ("a.pt", "b.pt"):

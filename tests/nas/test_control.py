@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from nas.ask import control, stop
+from nas.commands import control, status, stop
 from nas.control import Controlled
 from nas.lock import study_lock
-from nas.status import rate, status
+from nas.status import rate
 from nas.store import Action, Cause, Evaluation, Measurement, Outcome, Purpose, State, Store
 from tests.nas.fakes import COST, SEARCH, outcome_of, refused, run, schedule
 

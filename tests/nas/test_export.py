@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from detector.architecture import PRIORS, Architecture
+from nas.commands import export
 from nas.confirm import Confirmation
-from nas.export import export
 from nas.results import by_reward, prior_episode
 from nas.store import Outcome, Store, Study
 from tests.nas.fakes import BUDGET, MEASUREMENT, SPACE, refused
@@ -17,8 +17,8 @@ from tests.nas.fakes import BUDGET, MEASUREMENT, SPACE, refused
 def exported(here: Path) -> Store:
     """A study as nas-search leaves it, with made-up rewards."""
     from detector.config import load_config
-    from nas.cli import _identity
     from nas.config import Config
+    from nas.service import _identity
 
     store = Store("nas.db")
     config = _identity(load_config("smoke", Config), PRIORS["nas-fpn"])

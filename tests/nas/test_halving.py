@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from detector.config import load_config
-from nas.cli import search
+from nas.commands import search
 from nas.config import Config
 from nas.proxy import trial_of
 from nas.store import Cause, Outcome, Purpose, State, Store

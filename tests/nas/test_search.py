@@ -24,7 +24,7 @@ pytestmark = pytest.mark.ray
 SEARCH = [
     sys.executable,
     "-c",
-    "import sys; from nas.cli import search; sys.exit(search())",
+    "import sys; from nas.commands import search; sys.exit(search())",
     "--config",
     "smoke",
     "--confirm",

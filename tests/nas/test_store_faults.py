@@ -34,7 +34,7 @@ def test_a_full_disk_is_one_line_and_the_search_goes_on_once_there_is_room(tmp_p
 import argparse, resource, signal, sys
 import torch
 from nas.store import Store
-from nas.study_options import with_store_errors
+from nas.store_errors import with_store_errors
 from tests.nas.fakes import run, schedule
 
 torch.set_num_threads(1)  # as here: another number rounds otherwise, and the policy would learn something else

@@ -1,4 +1,4 @@
-"""What nas-search and nas-export share: where a study lies, and what is said if its database fails."""
+"""What the commands say if their database fails."""
 
 import argparse
 import sys
@@ -6,13 +6,8 @@ from collections.abc import Callable
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from detector.command import FAILED, Parser
+from detector.command import FAILED
 from nas.store import shown
-
-
-def study_options(parser: Parser) -> None:
-    parser.add_argument("--database", default="nas.db", metavar="FILE|URL", help="where results are kept")
-    parser.add_argument("--study", default="default", metavar="NAME", help="which search in it")
 
 
 def with_store_errors(name: str, command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:

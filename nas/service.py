@@ -1,14 +1,11 @@
-"""nas-search."""
+"""A search from its options to what it found: checks, preparation, trials, confirmation."""
 
 import argparse
 import contextlib
 import logging
-import math
 import sys
 import time
-from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,8 +13,8 @@ import torch
 from detector.architecture import Architecture
 from detector.backbone import named_weights
 from detector.coco import CocoData, load_split
-from detector.command import FAILED, INTERRUPTED, Parser, count, guarded, keep_ray_to_itself
-from detector.config import load_config, presets
+from detector.command import FAILED, INTERRUPTED, keep_ray_to_itself
+from detector.config import load_config
 from detector.errors import UserError
 from detector.progress import Progress
 from nas.algorithms import make_controller
@@ -31,8 +28,8 @@ from nas.proxy import choose_device, prepare_proxy
 from nas.results import by_reward, prior_episode, verdicts
 from nas.space import load_prior, space_around
 from nas.store import Episode, State, Store, Study, shown, sqlite_path
+from nas.store_errors import with_store_errors
 from nas.study import Schedule
-from nas.study_options import study_options, with_store_errors
 from nas.tabular import table_digest
 from nas.trial import ProxySource
 
@@ -42,73 +39,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EPISODES_A_RUN = 6  # of a search, for each run that confirms its best graphs
-MAX_SEED = 2**63 - 1  # what databases keep in a column
 
 
-def search(argv: Sequence[str] | None = None) -> int:
-    """Entry point of nas-search."""
-    return guarded(
-        "nas-search",
-        lambda: with_store_errors("nas-search", _search, _search_parser().parse_args(argv)),
-        interrupted="interrupted; the same command continues",
-    )
-
-
-def _search_parser() -> Parser:
-    parser = Parser(
-        "nas-search", "Search for a feature pyramid. The same command continues a study after any interruption."
-    )
-    study_options(parser)
-    parser.add_argument("--config", default="shapes", metavar="NAME|FILE", help=f"{', '.join(presets())} or a file")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="a data set in COCO form")
-    parser.add_argument("--episodes", type=count(1), default=400, metavar="N", help="in all, earlier runs included")
-    parser.add_argument("--algorithm", choices=("reinforce", "random", "evolution"), help="who proposes")
-    parser.add_argument("--prior", metavar="NAME|FILE|none", help="where to start: nas-fpn, fpn or a best.json")
-    parser.add_argument("--max-gflops", type=_positive, metavar="X", help="a pyramid above is not trained")
-    parser.add_argument("--max-params", type=count(1), metavar="N", help="a pyramid above is not trained")
-    parser.add_argument(
-        "--confirm", type=_runs, metavar="N", help="runs of the best graphs with new seeds; default: episodes / 6"
-    )
-    parser.add_argument("--seed", type=count(0, MAX_SEED), default=0, metavar="N", help="of the study")
-    parser.add_argument(
-        "--workers", type=count(1), metavar="N", help="trials at a time; default: what fits on GPUs or cores"
-    )
-    parser.add_argument("--gpus-per-trial", type=_share, metavar="X", help="default: 1, or 0 without a GPU")
-    parser.add_argument("--trial-timeout", type=_positive, metavar="S", help="seconds after which a trial has failed")
-    parser.add_argument("--address", metavar="ADDR", help="a running Ray cluster to join")
-    parser.add_argument("--tensorboard", type=Path, metavar="DIR", help="where to write its events: DIR/STUDY")
-    parser.add_argument("--verbose", action="store_true", help="show Ray's own messages")
-    return parser
-
-
-def _runs(text: str) -> int:
-    runs = count(0)(text)
-    if 0 < runs < RUNS_A_CANDIDATE:
-        raise argparse.ArgumentTypeError(f"{text} given, must be {RUNS_A_CANDIDATE} or more, or 0 for none")
-    return runs
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} given, must be a number above 0")
-    return value
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not (0 <= value <= 1 or (value.is_integer() and value > 0)):
-        raise argparse.ArgumentTypeError(f"{text} given, must be a share of a GPU (0 to 1) or a whole number")
-    return value
+def search(args: argparse.Namespace) -> int:
+    """What nas-search does; its exit code."""
+    return with_store_errors("nas-search", _search, args)
 
 
 def _search(args: argparse.Namespace) -> int:
+    _check_confirm(args.confirm)
     config = _resolve(args)
     prior = load_prior(config.search.prior)
     _check_rung(config, args.episodes)
@@ -123,6 +62,12 @@ def _search(args: argparse.Namespace) -> int:
         if _is_finished(args, study, budget, config):
             return 0
         return _run(args, config, prior, budget, data, study, start)
+
+
+def _check_confirm(runs: int | None) -> None:
+    """Raises UserError for so few that no graph could be told from another."""
+    if runs is not None and 0 < runs < RUNS_A_CANDIDATE:
+        raise UserError(f"--confirm: {runs} given, must be {RUNS_A_CANDIDATE} or more, or 0 for none")
 
 
 def _check_rung(config: Config, episodes: int) -> None:

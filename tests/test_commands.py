@@ -1,0 +1,48 @@
+"""What holds for every command."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+COMMANDS = tomllib.loads(PYPROJECT.read_text())["project"]["scripts"]
+CALL = """
+import importlib, sys
+module, function = {target!r}.split(":")
+try:
+    code = getattr(importlib.import_module(module), function)({arguments!r})
+except SystemExit as end:
+    code = end.code
+print("imported:", sorted({{"torch", "ray", "sqlalchemy", "matplotlib", "numpy"}} & sys.modules.keys()))
+sys.exit(code)
+"""
+
+
+def call(command: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    script = CALL.format(target=COMMANDS[command], arguments=arguments)
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_comes_at_once_and_has_examples(command: str) -> None:
+    """Nothing slow is imported for it, and every example begins as something one can type."""
+    ended = call(command, ["--help"])
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.startswith(f"usage: {command} ")
+    assert f"\n  {command} " in ended.stdout
+    assert "imported: []" in ended.stdout
+    assert "(default: None)" not in ended.stdout
+    assert "(default: False)" not in ended.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_wrong_option_is_one_line_at_once(command: str) -> None:
+    ended = call(command, ["--no-such-option"])
+    assert ended.returncode == 2
+    assert "imported: []" in ended.stdout
+    assert ended.stderr.startswith(f"{command}: ")
+    assert len(ended.stderr.splitlines()) == 1
+    assert f"{command} --help shows the options" in ended.stderr
