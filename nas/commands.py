@@ -37,6 +37,18 @@ def export(argv: Sequence[str] | None = None) -> int:
     return guarded("nas-export", command)
 
 
+def report(argv: Sequence[str] | None = None) -> int:
+    """nas-report."""
+
+    def command() -> int:
+        args = _report_parser().parse_args(argv)
+        from nas import report
+
+        return report.report(args)
+
+    return guarded("nas-report", command)
+
+
 def status(argv: Sequence[str] | None = None) -> int:
     """nas-status."""
 
@@ -128,6 +140,21 @@ def _export_parser() -> Parser:
     parser.add_argument("--output", default="best.json", metavar="FILE|-", help="- prints it")
     parser.add_argument("--show", action="store_true", help="draw each graph on the terminal, too")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the best one, as .svg or .png")
+    return parser
+
+
+def _report_parser() -> Parser:
+    parser = Parser(
+        "nas-report",
+        "Write one page about a search: what was found, how sure that is, and what to do next. Needs no network.",
+        {
+            "nas-report": "report.html; searches by --algorithm random beside it are its baseline",
+            "nas-report --compare other third": "beside other searches of the same database",
+        },
+    )
+    _study_options(parser)
+    parser.add_argument("--compare", nargs="+", metavar="NAME", help="searches to set it beside")
+    parser.add_argument("--output", type=Path, default=Path("report.html"), metavar="FILE", help="where it goes")
     return parser
 
 

@@ -1,8 +1,9 @@
 """A found graph as a picture: pyramid levels as rows, cells from left to right in the order in which they merge."""
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,11 @@ from numpy.typing import NDArray
 from detector.architecture import LEVELS, NUM_LEVELS, Architecture
 from detector.errors import UserError
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 FORMATS = (".svg", ".png")
+NO_DATE = {"Date": None}  # equal pictures are equal files
 SYMBOLS = {"sum": "+", "attention": "A"}
 INK, FAINT, CHANGED, OUTPUT, GROUND = "#1f2933", "#c5ccd3", "#d1600a", "#cfe3f5", "#ffffff"
 NODE_RADIUS = 0.27
@@ -73,10 +78,27 @@ def text(architecture: Architecture, prior: Architecture | None = None) -> str:
 
 
 def draw(architecture: Architecture, path: Path, prior: Architecture | None = None, title: str = "") -> None:
-    """Write an SVG or PNG, by the suffix of path. Raises UserError if it cannot be written.
+    """Write an SVG or PNG, by the suffix of path. Raises UserError if it cannot be written."""
+    figure = picture(architecture, prior, title)
+    try:
+        figure.savefig(path, dpi=200, facecolor=GROUND, metadata=NO_DATE if path.suffix == ".svg" else None)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
-    Every cell stands at its level, with + or A (attention) for its operation; outputs are filled; the leaves that are
-    added to outputs are dashed. What differs from the prior is coloured.
+
+def svg(architecture: Architecture, prior: Architecture | None = None) -> str:
+    """The picture as the text of an SVG file, whose letters stay letters."""
+    from matplotlib import rc_context
+
+    content = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": architecture.hash}):
+        picture(architecture, prior).savefig(content, format="svg", facecolor=GROUND, metadata=NO_DATE)
+    return content.getvalue()
+
+
+def picture(architecture: Architecture, prior: Architecture | None = None, title: str = "") -> "Figure":
+    """Every cell stands at its level, with + or A (attention) for its operation; outputs are filled; the leaves that
+    are added to outputs are dashed. What differs from the prior is coloured.
     """
     from matplotlib.figure import Figure
 
@@ -84,9 +106,9 @@ def draw(architecture: Architecture, path: Path, prior: Architecture | None = No
     changed = changes(graph, prior)
     places = positions(graph)
     columns = len(graph.cells) + 1
-    figure = Figure(figsize=(1.0 * columns + 1.4, 5.4), layout="constrained")
+    figure = Figure(figsize=(0.75 * columns + 1.0, 4.1), layout="constrained")
     axes = figure.add_subplot()
-    axes.set(xlim=(-1.1, columns - 0.3), ylim=(-1.15, NUM_LEVELS - 0.4), aspect="equal")
+    axes.set(xlim=(-1.1, columns - 0.3), ylim=(-1.4, NUM_LEVELS - 0.4), aspect="equal")
     axes.axis("off")
     for row, level in enumerate(LEVELS):
         axes.plot([-0.4, columns - 0.4], [row, row], color=FAINT, lw=0.6, zorder=0)
@@ -96,10 +118,7 @@ def draw(architecture: Architecture, path: Path, prior: Architecture | None = No
     _draw_legend(axes, any(changed))
     if title:
         axes.set_title(title, color=INK, size=11)
-    try:
-        figure.savefig(path, dpi=150, facecolor=GROUND, metadata={"Date": None} if path.suffix == ".svg" else None)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    return figure
 
 
 def check_picture(path: Path) -> None:

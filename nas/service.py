@@ -27,7 +27,7 @@ from nas.preparation import VERSION as PROXY_VERSION
 from nas.proxy import choose_device, prepare_proxy
 from nas.results import by_reward, prior_episode, verdicts
 from nas.space import load_prior, space_around
-from nas.store import Episode, State, Store, Study, shown, sqlite_path
+from nas.store import Episode, State, Store, Study, flags_of, sqlite_path
 from nas.store_errors import with_store_errors
 from nas.study import Schedule
 from nas.tabular import table_digest
@@ -269,9 +269,4 @@ def _say_found(args: argparse.Namespace, store: Store, study_id: int) -> None:
             print(f"winner with new seeds: episode {number}, {winner}")
             if prior is not None and prior.architecture_hash in confirmed:
                 print(f"the prior, the same: {confirmed[prior.architecture_hash]}")
-    print(f"next: nas-export --best{_study_flags(args)}")
-
-
-def _study_flags(args: argparse.Namespace) -> str:
-    database = "" if args.database == "nas.db" else f" --database {shown(args.database)}"
-    return database + ("" if args.study == "default" else f" --study {args.study}")
+    print(f"next: nas-export --best{flags_of(args.database, args.study)}")

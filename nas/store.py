@@ -235,6 +235,16 @@ class Evaluation(NamedTuple):
     seconds: float | None = None
     ended: datetime | None = None
     detail: str | None = None
+    worker: str | None = None
+
+
+class PolicyFigures(NamedTuple):
+    """What is kept of every version of a policy. probabilities: see ProposerState."""
+
+    version: int
+    baseline: float | None
+    entropy: float | None
+    probabilities: list[list[float]] | None
 
 
 class Outcome(NamedTuple):
@@ -557,6 +567,18 @@ class Store:
             newest = session.execute(query.order_by(PolicyRow.version.desc()).limit(1)).one_or_none()
             return (0, None) if newest is None else (newest.version, newest.entropy)
 
+    def policy_history(self, study_id: int) -> list[PolicyFigures]:
+        """All versions, oldest first."""
+        columns = PolicyRow.version, PolicyRow.baseline, PolicyRow.entropy, PolicyRow.probabilities
+        query = select(*columns).where(PolicyRow.study_id == study_id).order_by(PolicyRow.version)
+        with self._begin() as session:
+            return [PolicyFigures(*row) for row in session.execute(query)]
+
+    def created(self, study_id: int) -> datetime:
+        """When a study began, in UTC."""
+        with self._begin() as session:
+            return session.get_one(StudyRow, study_id).created
+
     def policies(self, study_id: int) -> dict[int, ProposerState]:
         """The versions whose weights are kept."""
         query = select(PolicyRow).where(PolicyRow.study_id == study_id, PolicyRow.weights.is_not(None))
@@ -608,6 +630,7 @@ def _as_evaluation(row: EvaluationRow) -> Evaluation:
         row.seconds,
         row.ended,
         row.detail,
+        row.worker,
     )
 
 
@@ -694,6 +717,12 @@ def shown(database: str) -> str:
         return make_url(database).render_as_string(hide_password=True)
     except ArgumentError:
         return "URL"
+
+
+def flags_of(database: str, study: str) -> str:
+    """What a command needs to find a study, with a space before it; empty where defaults do."""
+    of_database = "" if database == "nas.db" else f" --database {shown(database)}"
+    return of_database + ("" if study == "default" else f" --study {study}")
 
 
 def database_url(database: str) -> URL:

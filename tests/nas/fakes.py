@@ -59,8 +59,9 @@ def schedule(
     budget: Budget = BUDGET,
     rung_steps: int | None = None,
     shares_gpu: bool = False,
+    of: Study | None = None,
 ) -> Schedule:
-    study_id = store.open_study(Study(name, {"search": SEARCH.model_dump(mode="json")}, 0, "data"))
+    study_id = store.open_study(of or Study(name, {"search": SEARCH.model_dump(mode="json")}, 0, "data"))
     return Schedule(
         store,
         study_id,

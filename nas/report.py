@@ -1,0 +1,207 @@
+"""nas-report: one page about a search, in one file that needs no network."""
+
+import argparse
+import base64
+import html
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import plotly.graph_objects as go
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from detector.command import write_text
+from nas import charts, summary
+from nas.drawing import svg, text
+from nas.findings import Findings
+from nas.store import Episode, Store, flags_of
+from nas.store_errors import with_store_errors
+
+PICTURES = 6
+PACKAGES = ("nas-detector", "torch", "torchvision", "timm", "ray", "numpy", "sqlalchemy")
+
+
+def report(args: argparse.Namespace) -> int:
+    """What nas-report does; its exit code."""
+    return with_store_errors("nas-report", _report, args)
+
+
+def _report(args: argparse.Namespace) -> int:
+    store = Store(args.database, read_only=True)
+    findings = Findings.of(store, args.study, PICTURES)
+    others = [Findings.of(store, name, 0) for name in dict.fromkeys(args.compare or []) if name != args.study]
+    baselines = [] if others else _baselines(store, findings)
+    write_text(args.output, page(findings, others or baselines, flags_of(args.database, args.study)))
+    print(f"{args.output}: {findings.settled} episodes of study {args.study!r}; open it in a browser")
+    return 0
+
+
+def _baselines(store: Store, findings: Findings) -> list[Findings]:
+    """Searches without learning in the same database, whose rewards mean the same."""
+    if findings.algorithm == "random":
+        return []
+    studies = (Findings.of(store, name, 0) for name in store.studies() if name != findings.study.name)
+    return [s for s in studies if s.algorithm == "random" and s.rewarded and s.is_comparable_with(findings)]
+
+
+class Picture(NamedTuple):
+    """A graph as it is shown: the picture's file as a URL, what it says in words, and figures."""
+
+    title: str
+    url: str
+    description: str
+    figures: Sequence[str]
+
+
+def page(findings: Findings, others: Sequence[Findings], flags: str) -> str:
+    """The whole page. flags: how the commands that it names find the study."""
+    environment = Environment(loader=PackageLoader("nas", "."), autoescape=True, undefined=StrictUndefined)
+    environment.filters["figure"] = _figure
+    return environment.get_template("report.html").render(
+        findings=findings,
+        others=others,
+        strangers=[other.study.name for other in others if not other.is_comparable_with(findings)],
+        found=summary.found(findings),
+        trust=summary.trust(findings),
+        following=summary.following(findings, flags),
+        numbers=_numbers(findings),
+        pictures=[_picture(findings, episode) for episode in findings.best[:PICTURES]],
+        prior=_prior(findings),
+        charts=charts,
+        comparison=[_row(study) for study in (findings, *others)] if others else [],
+        effort=_effort(findings),
+        configuration=configuration(findings),
+        prior_file=prior_json(findings),
+        command=_command(findings, flags),
+        versions=[(name, importlib.metadata.version(name)) for name in PACKAGES],
+        plotly=Markup(get_plotlyjs()),
+    )
+
+
+def _figure(figure: go.Figure, name: str, what: str) -> Markup:
+    """A chart, and what it shows for those who cannot see it. Nothing in its data can end the script."""
+    data = figure.to_json().replace("<", "\\u003c")
+    label = html.escape(what, quote=True)
+    return Markup(
+        f'<div class="chart" id="{name}" role="img" aria-label="{label}"></div>'
+        f'<script type="application/json" data-chart="{name}">{data}</script>'
+    )
+
+
+def _numbers(findings: Findings) -> list[tuple[str, str]]:
+    """What is to be seen at a glance: what, and how much."""
+    effort, best = findings.effort, next(iter(findings.best), None)
+    numbers = [("episodes", f"{findings.settled:,} of {max(findings.target, len(findings.episodes)):,}")]
+    if best is not None:
+        verdict = findings.verdicts.get(best.architecture_hash)
+        value = f"{best.reward:.4f}" if verdict is None else f"{verdict.mean:.4f}"
+        numbers.append(("best, confirmed" if verdict else "best, one run", value))
+    if findings.prior is not None:
+        confirmed = findings.verdicts.get(findings.prior.architecture_hash)
+        value = f"{findings.prior.reward:.4f}" if confirmed is None else f"{confirmed.mean:.4f}"
+        numbers.append(("where it started", value))
+    return [*numbers, ("time of searching", _duration(effort.hours)), ("failed", str(_failed(findings)))]
+
+
+def _failed(findings: Findings) -> int:
+    return sum(count for _, count, _ in findings.causes)
+
+
+def _picture(findings: Findings, episode: Episode) -> Picture:
+    graph, prior = findings.graphs[episode.architecture_hash], findings.prior_graph
+    verdict = findings.verdicts.get(episode.architecture_hash)
+    cost = findings.evaluations[episode.evaluation_id].cost
+    figures = [f"reward {episode.reward:.4f} in one run"]
+    if verdict is not None:
+        spread = "" if verdict.spread is None else f" ± {verdict.spread:.4f} (standard deviation)"
+        figures.insert(0, f"AP {verdict.mean:.4f}{spread}, {verdict.runs} new runs of {verdict.steps} steps")
+        if verdict.beats_prior is not None:
+            figures.append(f"better than the start with probability {verdict.beats_prior:.2f}")
+        if verdict.latency_ms is not None:
+            figures.append(f"{verdict.latency_ms:.1f} ms on a busy worker")
+    figures.append(f"{cost.gflops:.4g} GFLOPs, {cost.params:,} parameters")
+    is_prior = findings.prior is not None and episode.number == findings.prior.number
+    title = f"Episode {episode.number}" + (", where the search started" if is_prior else "")
+    aligned = graph.aligned_with(prior) if prior is not None else graph
+    return Picture(title, _as_url(svg(graph, prior)), text(aligned, prior), figures)
+
+
+def _prior(findings: Findings) -> Picture | None:
+    """Where the search started, for comparison, unless it is among the best."""
+    prior = findings.prior
+    if prior is None or prior in findings.best[:PICTURES]:
+        return None
+    return _picture(findings, prior)
+
+
+def _as_url(picture: str) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(picture.encode()).decode()
+
+
+def _row(findings: Findings) -> dict[str, str]:
+    """Of a table of studies."""
+    best, learned = next(iter(findings.best), None), findings.learned
+    verdict = findings.verdicts.get(best.architecture_hash) if best is not None else None
+    return {
+        "study": findings.study.name,
+        "who proposed": findings.algorithm,
+        "seed": str(findings.study.seed),
+        "episodes": f"{findings.settled:,}",
+        "highest reward": f"{findings.ranked[0].reward:.4f}" if findings.ranked else "none",
+        "mean of the last": f"{learned.last:.4f} ({learned.episodes})" if learned else "too few",
+        "confirmed winner": f"{verdict.mean:.4f} ({verdict.runs} runs)" if verdict else "none",
+        "hours": f"{findings.effort.hours:.2g}",
+    }
+
+
+def _effort(findings: Findings) -> list[tuple[str, str]]:
+    effort = findings.effort
+    an_hour = f"{findings.settled / effort.hours:,.0f}" if effort.hours else "unknown"
+    return [
+        ("trials, confirming runs included", f"{effort.trials:,}"),
+        ("training steps in all of them", f"{effort.steps:,}"),
+        ("time of searching, long pauses left out", _duration(effort.hours)),
+        ("episodes an hour", an_hour),
+        ("trials at a time, at most", str(effort.workers)),
+        ("time in trials, summed over workers", _duration(effort.worker_hours)),
+        ("share of the workers' time spent in trials", f"{effort.utilisation:.0%}"),
+    ]
+
+
+def _duration(hours: float) -> str:
+    length = timedelta(hours=hours)
+    if length < timedelta(minutes=2):
+        return f"{length.total_seconds():.0f} s"
+    return f"{length.total_seconds() / 60:.0f} min" if length < timedelta(hours=2) else f"{hours:.1f} h"
+
+
+def configuration(findings: Findings) -> str:
+    """What nas-search --config takes to search in the same way: YAML. A prior of the user's own is prior.json."""
+    config: dict[str, Any] = {k: v for k, v in findings.study.config.items() if k != "proxy version"}
+    prior = "none" if findings.prior_graph is None else findings.prior_name or "prior.json"
+    config["search"] = {**config["search"], "prior": prior}
+    return yaml.safe_dump(_without_nothing(config), sort_keys=False, width=110)
+
+
+def _without_nothing(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys that are not set are left out."""
+    values = {key: value for key, value in section.items() if value is not None}
+    return {key: _without_nothing(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+
+
+def _command(findings: Findings, flags: str) -> str:
+    data = " --data DIR" if findings.study.config["data"]["source"] == "coco" else ""
+    seed = f" --seed {findings.study.seed}" if findings.study.seed else ""
+    episodes = max(findings.target, len(findings.episodes))
+    return f"nas-search --config search.yaml{data} --episodes {episodes}{seed}{flags}"
+
+
+def prior_json(findings: Findings) -> str | None:
+    """The file that configuration() names, if it does."""
+    graph = findings.prior_graph
+    return None if graph is None or findings.prior_name else json.dumps(graph.to_dict(), indent=2)

@@ -1,0 +1,255 @@
+"""nas-report: what the page says, and that it works in a browser."""
+
+import contextlib
+import hashlib
+import json
+import random
+import shlex
+import shutil
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from detector.architecture import PRIORS, Architecture
+from detector.commands import _train_final_parser
+from detector.config import load_config
+from detector.cost import Cost
+from nas import charts, summary
+from nas.commands import _export_parser, _search_parser, report
+from nas.config import Config
+from nas.findings import Findings
+from nas.report import configuration, page
+from nas.service import _identity
+from nas.store import Cause, Episode, Evaluation, Measurement, PolicyFigures, Purpose, State, Store, Study
+from tests.nas.fakes import SPACE, refused, run, schedule
+
+BEGAN = datetime(2026, 1, 1)
+CHROMIUM = shutil.which("chromium")
+
+
+def study(name: str = "default", prior: Architecture | None = PRIORS["nas-fpn"], algorithm: str = "reinforce") -> Study:
+    config = load_config("smoke", Config)
+    config = config.model_copy(update={"search": config.search.model_copy(update={"algorithm": algorithm})})
+    return Study(name, json.loads(json.dumps(_identity(config, prior))), 3, "f" * 64)
+
+
+def made(
+    rewards: Sequence[float | None],
+    confirmed: Sequence[Sequence[float]] = (),
+    of: Study | None = None,
+    versions: int = 0,
+) -> Findings:
+    """A search of these rewards (None: failed), two trials at a time of 4 s each, the prior first. Of its first
+    episodes `confirmed` has the rewards of new runs.
+    """
+    trials, episodes = [], []
+    for number, reward in enumerate(rewards):
+        state, cause = (State.FAILED, Cause.NAN) if reward is None else (State.DONE, None)
+        ended = BEGAN + timedelta(seconds=4 * (number // 2 + 1))
+        trial = _trial(number, number, Purpose.SEARCH, 0, reward)
+        detail = None if reward is not None else "Traceback\nNonFiniteLossError: <b>made up</b>"
+        trials.append(trial._replace(state=state, cause=cause, ended=ended, seconds=4.0, detail=detail))
+        log_prob = None if number == 0 else -1.0
+        episodes.append(Episode(number, _hash(number), number, (0,) * 28, log_prob, 0, state, cause, reward))
+    for number, runs in enumerate(confirmed):
+        trials += [_trial(10**6 + len(trials), number, Purpose.CONFIRM, seed, value) for seed, value in enumerate(runs)]
+    stream = random.Random(0)
+    options = [SPACE.sizes[kind] for kind in SPACE.kinds]
+    figures = [
+        PolicyFigures(version, 0.3, 1.0, [[stream.random() for _ in range(size)] for size in options])
+        for version in range(versions)
+    ]
+    graphs = {_hash(number): PRIORS["fpn" if number else "nas-fpn"].canonical() for number in range(len(rewards))}
+    return Findings(of or study(), BEGAN, len(rewards), episodes, trials, figures, graphs)
+
+
+def _hash(number: int) -> str:
+    return hashlib.sha256(str(number).encode()).hexdigest()
+
+
+def _trial(id_: int, number: int, purpose: Purpose, seed: int, reward: float | None) -> Evaluation:
+    measurement, cost = Measurement(purpose, seed, 5), Cost(0.1 * (number % 7), 1000)
+    return Evaluation(id_, _hash(number), measurement, cost, reward, State.DONE, None, reward, None)
+
+
+def words(lines: Sequence[str]) -> str:
+    return " ".join(lines)
+
+
+def test_a_search_that_ran_gets_a_page(here: Path, capsys) -> None:
+    """The command, on a database that a search without training has written."""
+    store = Store("nas.db")
+    plan = schedule(store, 12, name="default", of=study())
+    run(plan, workers=2, failing=0.2)
+    store.close()
+    before = Path("nas.db").read_bytes()
+    assert report([]) == 0
+    assert "report.html: 12 episodes of study 'default'" in capsys.readouterr().out
+    written = Path("report.html").read_text()
+    assert "The search tried 12 pyramids" in written
+    assert "<h2>Failures</h2>" in written
+    assert Path("nas.db").read_bytes() == before
+    assert "has no study 'other'; it holds default" in refused(capsys, report(["--compare", "other"]))
+    assert "--output .: is a folder" in refused(capsys, report(["--output", "."]))
+
+
+@pytest.mark.parametrize(
+    ("best", "said"),
+    [
+        ([0.50, 0.51, 0.52], "It is better than the pyramid that the search started from"),
+        ([0.301, 0.3005, 0.3024], "It was not shown to be better"),
+    ],
+)
+def test_a_winner_is_called_what_new_seeds_say(best: list[float], said: str) -> None:
+    findings = made([0.3, 0.4, 0.35], confirmed=[[0.3, 0.301, 0.302], best])
+    assert said in words(summary.trust(findings))
+    assert "the mean of 3 runs with new seeds; the one that the search started from has 0.3010" in words(
+        summary.found(findings)
+    )
+
+
+def test_what_is_not_confirmed_is_said_to_be_luck() -> None:
+    findings = made([0.3, 0.4])
+    assert "Nothing is confirmed yet" in words(summary.trust(findings))
+    assert "a reward of 0.4000 in one run; the one that the search started from had 0.3000" in words(
+        summary.found(findings)
+    )
+    assert "better" not in words(summary.trust(findings)).replace("The highest of many", "")
+
+
+def test_a_prior_that_nothing_beats_is_the_result() -> None:
+    findings = made([0.4, 0.3], confirmed=[[0.4, 0.4], [0.3, 0.31]])
+    assert "None was found that is better than the pyramid that it started from" in words(summary.found(findings))
+
+
+@pytest.mark.parametrize(
+    ("late", "said"), [(0.4, "has become better"), (0.3, "cannot be seen"), (0.2, "has become worse")]
+)
+def test_whether_it_learned(late: float, said: str) -> None:
+    stream = random.Random(0)
+    rewards = [mean + stream.gauss(0, 0.02) for mean in [0.3] * 101 + [late] * 100]
+    assert said in words(summary.trust(made(rewards)))
+    assert said not in words(summary.trust(made(rewards, of=study(algorithm="random"))))
+
+
+def test_nothing_yet() -> None:
+    for findings in (made([]), made([None])):
+        assert "None of them has a reward yet." in words(summary.found(findings))
+        assert "<h2>Rewards</h2>" not in page(findings, [], "")
+
+
+def test_effort_counts_time_without_pauses() -> None:
+    findings = made([0.3] * 20)
+    assert findings.effort.hours == pytest.approx(40 / 3600)
+    assert (findings.effort.workers, findings.effort.trials) == (2, 20)
+    assert findings.effort.utilisation == pytest.approx(1.0)
+    late = [trial._replace(ended=trial.ended + timedelta(days=3)) for trial in findings.trials[10:]]
+    paused = Findings(**{**vars(made([0.3] * 20)), "trials": [*findings.trials[:10], *late]})
+    assert paused.effort.hours == pytest.approx(36 / 3600)
+
+
+@pytest.mark.parametrize("rewards", [[0.3, 0.4], [0.3, None]])
+@pytest.mark.parametrize("flags", ["", " --database a.db --study x"])
+def test_every_command_it_names_can_be_typed(rewards: list[float | None], flags: str) -> None:
+    parsers = {"nas-search": _search_parser, "nas-export": _export_parser, "train-final": _train_final_parser}
+    for typed, _ in summary.following(made(rewards), flags):
+        command, *arguments = shlex.split(typed)
+        parsers[command]().parse_args(arguments)
+
+
+@pytest.mark.parametrize("prior", [None, *PRIORS.values()])
+def test_its_configuration_is_that_of_the_search(tmp_path: Path, prior: Architecture | None) -> None:
+    """The round trip: what the page says to save is what was searched with."""
+    findings = made([0.3], of=study(prior=prior))
+    (tmp_path / "search.yaml").write_text(configuration(findings))
+    config = load_config(str(tmp_path / "search.yaml"), Config)
+    assert json.loads(json.dumps(_identity(config, prior))) == findings.study.config
+
+
+def test_names_and_details_cannot_be_markup() -> None:
+    written = page(made([0.3, None, 0.4], of=study("</script><script>alert(1)")), [], "")
+    assert "<script>alert(1)" not in written
+    assert "<b>made up</b>" not in written
+
+
+def test_other_searches_stand_beside_it() -> None:
+    findings, random_one = made([0.3, 0.4]), made([0.3, 0.35], of=study("draws", algorithm="random"))
+    written = page(findings, [random_one], "")
+    assert "<td>draws</td>" in written
+    assert "rewards cannot be\ncompared" not in written
+    stranger = made([0.9], of=study("other")._replace(data_hash="0" * 64))
+    assert "rewards cannot be\ncompared with it: other" in page(findings, [stranger], "")
+
+
+def test_a_search_without_learning_is_the_baseline(here: Path) -> None:
+    store = Store("nas.db")
+    for name, algorithm in (("default", "reinforce"), ("draws", "random")):
+        run(schedule(store, 8, algorithm, name, of=study(name, algorithm=algorithm)), workers=1)
+    assert report([]) == 0
+    assert "<td>draws</td>" in Path("report.html").read_text()
+    assert report(["--study", "draws"]) == 0
+    assert "<td>default</td>" not in Path("report.html").read_text()
+
+
+def test_options_of_a_decision_are_named() -> None:
+    assert charts.decision_name(29) == "#7 input b"
+    assert charts.options_of(0, [0.1, 0.0, 0.0, 0.0, 0.2, 0.7]) == "#0 0.70, P7 0.20, P3 0.10"
+    assert charts.options_of(3, [0.25, 0.75]) == "attention 0.75, sum 0.25"
+    assert len(SPACE.kinds) == 28
+
+
+@pytest.fixture(scope="module")
+def large() -> Findings:
+    """Ten thousand episodes, a thousand versions of the policy."""
+    stream = random.Random(1)
+    rewards = [0.3 + 0.1 * number / 10_000 + stream.gauss(0, 0.02) for number in range(10_000)]
+    return made(rewards, confirmed=[[0.3, 0.31], [0.4, 0.41]], versions=1000)
+
+
+def test_a_large_search_has_a_small_page(large: Findings) -> None:
+    assert len(page(large, [large], "")) < 10 * 10**6
+    numbers, highest = charts.best_so_far(large)
+    assert highest == sorted(highest)
+    assert (numbers[-1], highest[-1]) == (9999, max(e.reward for e in large.episodes))
+    assert charts.running_mean(large)[1][0] == pytest.approx(sum(e.reward for e in large.episodes[:50]) / 50)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+    with (
+        sync_api.sync_playwright() as driver,
+        contextlib.closing(driver.chromium.launch(executable_path=CHROMIUM, args=options)) as started,
+    ):
+        yield started
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_works_in_a_browser(tmp_path: Path, browser, large: Findings, width: int, scheme: str) -> None:
+    """No errors, no requests, nothing wider than the screen, and every chart is drawn."""
+    few = made([0.3, 0.4, None, 0.35], confirmed=[[0.3, 0.31], [0.4, 0.41]], versions=3)
+    for number, findings in enumerate((few, large)):
+        path = tmp_path / f"{number}.html"
+        path.write_text(page(findings, [few], ""))
+        with contextlib.closing(
+            browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        ) as c:
+            shown = c.new_page()
+            problems: list[str] = []
+            requests: list[str] = []
+            shown.on("console", lambda message, to=problems: to.append(message.text))
+            shown.on("pageerror", lambda error, to=problems: to.append(str(error)))
+            shown.on("request", lambda request, to=requests: to.append(request.url))
+            shown.goto(path.as_uri())
+            shown.wait_for_function("document.querySelectorAll('.chart .main-svg').length >= 5")
+            assert problems == []
+            assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
+            assert shown.evaluate("document.documentElement.scrollWidth") <= width
+            for chart in shown.query_selector_all(".chart"):
+                assert chart.query_selector(".main-svg") is not None
