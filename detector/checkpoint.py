@@ -11,7 +11,8 @@ import torch
 
 from detector.architecture import Architecture
 from detector.cascade_rcnn import CascadeRcnn
-from detector.config import DetectorConfig, DetectorSections, parse_config
+from detector.config import DetectorConfig, DetectorSections
+from detector.config_files import parse_config
 from detector.errors import UserError
 
 FORMAT = "nas-detector-model"

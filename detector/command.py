@@ -156,6 +156,18 @@ def keep_ray_to_itself(address: str | None) -> None:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
+def config_options(parser: Parser) -> None:
+    """Of commands that take a --config."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a key of the configuration, such as training.steps=200; may be given again",
+    )
+    parser.add_argument("--print-config", action="store_true", help="print the whole configuration as YAML, and end")
+
+
 def output_folder(path: Path) -> None:
     """Make the folder of --output. Raises UserError if it cannot be one."""
     try:

@@ -8,7 +8,7 @@ from typing import get_args
 
 from detector.architecture import PRIORS
 from detector.choices import CascadeTest, Fusion, Nms
-from detector.command import Parser, count, guarded, share
+from detector.command import Parser, config_options, count, guarded, share
 from detector.presets import DEFAULT_CONFIG, presets
 
 
@@ -78,6 +78,7 @@ def _train_final_parser() -> Parser:
         metavar="NAME|FILE",
         help=f"{', '.join(presets())} or a YAML file; default: what FILE was found with, else {DEFAULT_CONFIG}",
     )
+    config_options(parser)
     parser.add_argument("--data", type=Path, metavar="DIR", help="a data set in COCO form")
     parser.add_argument("--init", type=Path, metavar="FILE", help="start from this model.pt; its classes may differ")
     parser.add_argument("--output", type=Path, default=Path("runs/final"), metavar="DIR", help="where results go")

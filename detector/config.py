@@ -1,11 +1,10 @@
-"""The configuration: typed, frozen, and strict about unknown keys. A config is a preset's name or a YAML file."""
+"""The configuration of the detector: typed, frozen, and strict about unknown keys. Every key says what it is; that is
+its documentation, too (docs/configuration.md is made of it).
+"""
 
-import difflib
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import Any, Literal, Self
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -14,68 +13,81 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from detector.choices import BackboneNorm, CascadeTest, Deformable, HeadKind, Nms, Norm, Sampling
-from detector.errors import UserError
-from detector.presets import preset_folder, presets
 
 
 class Section(BaseModel):
     """One section of a configuration. An unknown key is an error, never a silent no-op."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ShapesConfig(Section):
     """The built-in procedural set (detector/shapes.py)."""
 
     train_images: PositiveInt = 6000
+    """Images of the split `train`."""
     val_images: PositiveInt = 1000
+    """Images of the split `val`."""
     tiny_images: PositiveInt = 500
+    """Images of the splits `tiny` and `tiny_val`, which hold rare classes only."""
     image_px: int = Field(default=64, ge=32)
+    """Side of the square images, in pixels."""
     seed: NonNegativeInt = 0
+    """Of the generator."""
 
 
 class SplitFiles(Section):
     """Where one split lies, when the layout of --data is not the usual one. Relative to --data."""
 
     annotations: Path
+    """The file in COCO form."""
     images: Path
+    """The folder of its images."""
 
 
 class DataConfig(Section):
-    """Which data set. `coco`: files in COCO form below --data; `shapes`: generated from its seed."""
+    """Which data set."""
 
     source: Literal["shapes", "coco"] = "coco"
+    """`coco`: files in COCO form below --data. `shapes`: generated."""
     shapes: ShapesConfig = ShapesConfig()
+    """Of source `shapes`."""
     train: str | SplitFiles = "train"
+    """What is trained on: a split's name, or its files."""
     val: str | SplitFiles = "val"
-    skip_empty_boxes: bool = False  # leave out boxes without area (COCO's own files have two) instead of refusing
-    skip_missing_images: bool = False  # leave out images whose files are not there, with their boxes
+    """What is judged on in the end, and never read by a search."""
+    skip_empty_boxes: bool = False
+    """Leave out boxes without area (COCO's own files have two) instead of refusing them."""
+    skip_missing_images: bool = False
+    """Leave out images whose files are not there, with their boxes."""
 
 
 class BackboneConfig(Section):
-    """A timm model. weights: none, pretrained (timm's), or the path of a state dict. norm: what batch norms become, or
-    the model's own norms.
-
-    deformable replaces the 3x3 convolutions of deformable_stages (C3, C4, C5 as 3, 4, 5) by deformable ones.
-    weight_standardisation is for convolutions followed by norm gn (Qiao et al. 2019, arXiv:1903.10520). What lies
-    before stage frozen_below keeps its weights: 3 keeps stem and C2, as Girshick et al. 2018 (Detectron) do.
-    """
+    """A timm model."""
 
     name: str = "resnet50"
+    """Its name in timm."""
     weights: str = "pretrained"
+    """`none`, `pretrained` (timm's), or the path of a state dict."""
     norm: BackboneNorm = "frozen_bn"
+    """What its batch norms become: `bn`, `sync_bn` (over all processes), `frozen_bn`, `gn`; `own` leaves them."""
     stem_width: PositiveInt | None = None
+    """Channels of the stem, where they differ from the model's own."""
     channels: tuple[PositiveInt, ...] | None = None
+    """Channels of C2, C3, C4, C5, where they differ from the model's own."""
     weight_standardisation: bool = False
+    """Of convolutions followed by norm `gn` (Qiao et al. 2019, arXiv:1903.10520)."""
     deformable: Deformable | None = None
+    """Deformable 3x3 convolutions: `v1` (Dai et al. 2017, arXiv:1703.06211) or `v2` (Zhu et al. 2018,
+    arXiv:1811.11168)."""
     deformable_stages: tuple[Literal[3, 4, 5], ...] = (3, 4, 5)
+    """In which stages: C3, C4, C5."""
     frozen_below: Literal[3, 4, 5] | None = None
+    """What lies before this stage keeps its weights: 3 keeps stem and C2 (Girshick et al. 2018, Detectron)."""
 
     @model_validator(mode="after")
     def _standardised_weights_need_group_norm(self) -> Self:
@@ -93,41 +105,59 @@ class BackboneConfig(Section):
 
 
 class RpnConfig(Section):
-    """Region proposals (Ren et al. 2015, arXiv:1506.01497). Counts are per image, candidates per level."""
+    """Region proposals (Ren et al. 2015, arXiv:1506.01497)."""
 
-    anchor_scale: PositiveFloat = 4.0  # anchor side in strides
+    anchor_scale: PositiveFloat = 4.0
+    """Side of the square anchor, in strides of its level."""
     anchor_ratios: tuple[PositiveFloat, ...] = (0.5, 1.0, 2.0)
+    """Height over width, an anchor for each."""
     samples: PositiveInt = 256
+    """Anchors an image that are trained on, half of them positive at most."""
     train_candidates: PositiveInt = 2000
+    """Best anchors of a level that go on to suppression, in training."""
     train_proposals: PositiveInt = 1000
+    """What is left of an image after it, in training."""
     test_candidates: PositiveInt = 1000
+    """Best anchors of a level that go on to suppression, at test."""
     test_proposals: PositiveInt = 1000
+    """What is left of an image after it, at test."""
     nms_iou: PositiveFloat = 0.7
+    """Overlap from which on two proposals are one."""
 
 
 class CascadeConfig(Section):
-    """The three box heads (Cai & Vasconcelos 2018, arXiv:1712.00726).
-
-    head and pool_size: one value for all stages, or one for each.
-    """
+    """The box heads, three by default (Cai & Vasconcelos 2018, arXiv:1712.00726)."""
 
     head: HeadKind | tuple[HeadKind, ...] = "2fc"
+    """`2fc`: two fully connected layers; `4conv1fc`: four convolutions and one. One for all stages, or a list."""
     pool_size: PositiveInt | tuple[PositiveInt, ...] = 7
+    """Side of a pooled region, in cells; 14 is the large-resolution head. One for all stages, or a list."""
     sampling_ratio: PositiveInt = 2
-    level_cells: PositiveFloat = 14.0  # a box of this many cells' side goes one level up: 224 px at stride 16
+    """Samples a pooled cell in each direction (RoIAlign)."""
+    level_cells: PositiveFloat = 14.0
+    """A box whose side has this many cells is pooled one level up: 224 px at stride 16."""
     width: PositiveInt = 1024
+    """Of the fully connected layers."""
     ious: tuple[PositiveFloat, ...] = (0.5, 0.6, 0.7)
+    """Overlap from which on a region is an object, stage by stage."""
     delta_stds: tuple[tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat], ...] = (
         (0.1, 0.1, 0.2, 0.2),
         (1 / 20, 1 / 20, 1 / 10, 1 / 10),
         (1 / 30, 1 / 30, 1 / 15, 1 / 15),
     )
+    """What box deltas (x, y, log width, log height) are divided by, stage by stage."""
     loss_weights: tuple[PositiveFloat, ...] = (1.0, 0.5, 0.25)
+    """Of the stages' losses."""
     samples: PositiveInt = 512
+    """Regions an image that each stage is trained on."""
     positive_fraction: PositiveFloat = 0.25
+    """Share of objects among them, at most."""
     score_threshold: NonNegativeFloat = 0.05
+    """Detections below it are dropped."""
     nms_iou: PositiveFloat = 0.5
+    """Overlap from which on two detections of a class are one."""
     detections: PositiveInt = 100
+    """Kept of an image, at most."""
 
     @model_validator(mode="after")
     def _one_of_each_per_stage(self) -> Self:
@@ -148,49 +178,69 @@ class CascadeConfig(Section):
 
 
 class TestingConfig(Section):
-    """How a trained detector is tested. All of it may differ from run to run with the same weights.
-
-    cascade: where the heads score (detector/cascade.py). scales: short sides at which each image is tested, those of
-    training when empty; long sides are cut to long_side. flip: also the mirrored image. The regions of all are merged
-    before duplicates are suppressed.
-    """
+    """How a trained detector is tested. All of it may differ from run to run with the same weights."""
 
     __test__ = False  # pytest would take it for a test
 
     cascade: CascadeTest = "input"
+    """Where stages score: each at its `input` box; `shared`: all at the last stage's (as in the paper); `adaptive`:
+    each at the box that it predicts itself."""
     nms: Nms = "hard"
-    soft_nms_sigma: PositiveFloat = 0.5  # of gaussian Soft-NMS; Bodla et al. 2017, arXiv:1704.04503
+    """`hard`, or Soft-NMS (Bodla et al. 2017, arXiv:1704.04503): `linear`, `gaussian`."""
+    soft_nms_sigma: PositiveFloat = 0.5
+    """Of `gaussian`."""
     scales: tuple[PositiveInt, ...] = ()
+    """Short sides, in pixels, at which each image is seen; the one of training when empty."""
     long_side: PositiveInt = 2100
+    """What long sides are cut to where `scales` are given, in pixels."""
     flip: bool = False
+    """See the mirrored image, too. Regions of all views are merged before duplicates are suppressed."""
 
 
 class DetectorConfig(Section):
     """Backbone -> FPN -> pyramid -> RPN -> cascade."""
 
     backbone: BackboneConfig = BackboneConfig()
-    base_stride: Literal[4, 8] = 8  # of P3
+    """What makes features."""
+    base_stride: Literal[4, 8] = 8
+    """Of P3, in pixels; each further level doubles it."""
     channels: PositiveInt = 256
+    """Of FPN and pyramid."""
     pyramid_norm: Norm = "bn"
+    """Norm of the merging cells."""
     rpn: RpnConfig = RpnConfig()
+    """Region proposals."""
     cascade: CascadeConfig = CascadeConfig()
+    """Box heads."""
     testing: TestingConfig = TestingConfig()
+    """How it is tested."""
 
 
 class OptimizationConfig(Section):
     """How weights are fitted: optimizer, schedule and length."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    """`sgd` with momentum, or `adamw`."""
     learning_rate: PositiveFloat = 0.02
+    """After the warm-up."""
     weight_decay: NonNegativeFloat = 1e-4
+    """Norms and biases are not decayed."""
     momentum: NonNegativeFloat = 0.9
+    """Of `sgd`."""
     batch_size: PositiveInt = 16
+    """Images a step, over all processes."""
     steps: PositiveInt = 90_000
+    """Updates in all."""
     warmup_steps: NonNegativeInt = 500
+    """First steps, in which the learning rate rises from nearly nothing."""
     schedule: Literal["cosine", "step"] = "step"
-    milestones: tuple[PositiveFloat, ...] = (0.667, 0.889)  # fractions of steps at which the rate falls to a tenth
+    """How the learning rate falls: to 0 along a cosine, or to a tenth at each milestone."""
+    milestones: tuple[PositiveFloat, ...] = (0.667, 0.889)
+    """Of `step`: fractions of `steps`."""
     clip_norm: PositiveFloat | None = None
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the forward pass, on CUDA only
+    """Longest gradient; longer ones are scaled down."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the forward pass, on CUDA only."""
 
     @property
     def peak_learning_rate(self) -> float:
@@ -199,32 +249,36 @@ class OptimizationConfig(Section):
 
 
 class TrainingConfig(OptimizationConfig):
-    """Training of the whole detector on images. The resize is that of Lin et al. 2017, arXiv:1612.03144.
-
-    sampling: which images are drawn (detector/sampling.py); diversity_epsilon is class_diversity's. multi_scale (least,
-    most): training images get a short side drawn from that range for each step, long sides cut to
-    multi_scale_long_side; short_side and long_side remain the size at test. group_orientations: batches hold either
-    wide or high images. reference_batch_size: what learning_rate is for; it changes with batch_size in proportion
-    (Goyal et al. 2017, arXiv:1706.02677). accumulate: batches are taken in so many parts, one after the other, for want
-    of memory; gradients are averaged, norms and losses see a part at a time. average_decay: the result is the moving
-    average of the weights with this decay (0.999, say), not the last. evaluate_steps: the validation split's AP after
-    every so many steps, too, and the best weights kept.
-    """
+    """Training of the whole detector on images. The resize is that of Lin et al. 2017, arXiv:1612.03144."""
 
     sampling: Sampling = "uniform"
+    """Which images are drawn: `uniform`, `class_aware`, `class_diversity` (detector/sampling.py)."""
     diversity_epsilon: NonNegativeFloat = 0.1
+    """Of `class_diversity`: images of one class are drawn the less the nearer it is to 0."""
     short_side: PositiveInt = 800
+    """Images are resized to it, in pixels, ..."""
     long_side: PositiveInt = 1333
+    """... unless their long side would then exceed this."""
     multi_scale: tuple[PositiveInt, PositiveInt] | None = None
+    """Least and most, in pixels: short sides of training images are drawn from there. At test `short_side` holds."""
     multi_scale_long_side: PositiveInt = 1600
+    """Limit of their long sides."""
     group_orientations: bool = True
+    """Batches hold either wide or high images: less padding."""
     flip: bool = True
+    """Mirror images at random, half of them."""
     loader_workers: NonNegativeInt = 4
+    """Processes that load images; 0: none but the trainer itself."""
     average_decay: float | None = Field(default=None, gt=0, lt=1)
+    """The result is a moving average of the weights with this decay (0.999, say), and not the last ones."""
     reference_batch_size: PositiveInt | None = None
+    """What `learning_rate` is for: it changes with `batch_size` in proportion (Goyal et al. 2017, arXiv:1706.02677)."""
     accumulate: PositiveInt = 1
+    """Parts that a batch is taken in, for want of memory. Gradients are averaged; norms and losses see one part."""
     evaluate_steps: PositiveInt | None = None
+    """After every so many steps the AP on `val` is measured, too, and the best weights are kept."""
     seed: NonNegativeInt = 0
+    """Of initial weights, draws and augmentation."""
 
     @property
     def peak_learning_rate(self) -> float:
@@ -238,93 +292,16 @@ class TrainingConfig(OptimizationConfig):
         return self
 
 
-class DetectorSections(BaseModel):
+class DetectorSections(Section):
     """What the detector's own commands read; the search's sections are permitted and left alone."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     data: DataConfig = DataConfig()
+    """Which data set."""
     detector: DetectorConfig = DetectorConfig()
+    """The final detector."""
     training: TrainingConfig = TrainingConfig()
+    """Its training."""
     search: Any = None
+    """The search's own; see nas/config.py."""
     proxy: Any = None
-
-
-Config = TypeVar("Config", bound=BaseModel)
-
-
-def load_config(name: str, model: type[Config]) -> Config:
-    """Read a preset (`shapes`) or a YAML file (`my.yaml`) as `model`. Raises UserError in one line."""
-    return parse_config(_read_yaml(name), model, where=name)
-
-
-def parse_config(content: Mapping[str, Any], model: type[Config], where: str) -> Config:
-    """Validate sections that are already plain values. Raises UserError naming the key and the nearest valid one."""
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        raise UserError(f"{where}: {_first_problem(error, model)}") from error
-
-
-MOST_CHARACTERS = 200_000
-
-
-def _read_yaml(name: str) -> Mapping[str, Any]:
-    is_preset = name in presets()
-    try:
-        text = (preset_folder() / f"{name}.yaml" if is_preset else Path(name)).read_text(encoding="utf-8")
-        if len(text) > MOST_CHARACTERS:  # a megabyte takes the parser seconds
-            raise UserError(f"config {name}: has {len(text)} characters, that is no configuration")
-        content = yaml.safe_load(text)
-    except OSError as error:
-        raise UserError(
-            f"config {name}: cannot be read ({error.strerror}); give a file or one of: {', '.join(presets())}"
-        ) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"config {name}: is not valid YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(content, Mapping):
-        raise UserError(f"config {name}: must hold sections such as `data:` and `detector:`")
-    return content
-
-
-def _first_problem(error: ValidationError, model: type[BaseModel]) -> str:
-    problem = _most_specific(error.errors(), model)
-    path = _keys_of(problem, model)
-    key = ".".join(path)
-    if problem["type"] == "extra_forbidden":
-        valid = _valid_keys(model, path[:-1])
-        nearest = difflib.get_close_matches(path[-1], valid, n=1, cutoff=0.0)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        return f"unknown key {key!r}{hint}"
-    message = problem["msg"].removeprefix("Value error, ")
-    given = problem["input"]
-    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool | type(None)) else ""
-    return f"{key}: {message}{shown}" if key else message
-
-
-def _most_specific(problems: Sequence[ErrorDetails], model: type[BaseModel]) -> ErrorDetails:
-    """The first problem. Where a value may be of several kinds, the one of the kind that fits it furthest."""
-    place = _keys_of(problems[0], model)
-    same = [problem for problem in problems if _keys_of(problem, model)[: len(place)] == place]
-    return max(same, key=lambda problem: (len(problem["loc"]), problem["type"] == "extra_forbidden"))
-
-
-def _keys_of(problem: ErrorDetails, model: type[BaseModel]) -> list[str]:
-    """Where a problem is, without the names of types that pydantic puts where a value may be of several kinds."""
-    keys: list[str] = []
-    for part in problem["loc"]:
-        is_unknown_key = problem["type"] == "extra_forbidden" and part == problem["loc"][-1]
-        if isinstance(part, int) or is_unknown_key or part in _valid_keys(model, keys):
-            keys.append(str(part))
-    return keys
-
-
-def _valid_keys(model: type[BaseModel], path: list[str]) -> list[str]:
-    for part in path:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        options = [annotation, *get_args(annotation)]  # a section, or one of a union
-        sections = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
-        if not sections:
-            return []
-        model = sections[0]
-    return list(model.model_fields)
+    """The search's own; see nas/config.py."""

@@ -17,7 +17,8 @@ from detector.architecture import PRIORS, Architecture
 from detector.backbone import named_weights
 from detector.cache import open_lock
 from detector.command import keep_ray_to_itself, signals_wait, write_json
-from detector.config import DetectorSections, load_config, parse_config
+from detector.config import DetectorSections
+from detector.config_files import as_yaml, load_config, parse_config
 from detector.dry_run import dry_run
 from detector.errors import UserError
 from detector.final_training import FinalTraining, Job
@@ -29,6 +30,9 @@ def train_final(args: argparse.Namespace) -> int:
     """What train-final does; its exit code."""
     architecture = None if args.arch is None else PRIORS.get(args.arch) or Architecture.load(args.arch)
     config = _resolve(args, architecture)
+    if args.print_config:
+        print(as_yaml(config), end="")
+        return 0
     _check_batch(config, args.workers)
     job = Job(architecture, config, args.data, args.init, args.output, args.checkpoint_minutes, {})
     training_data, validation_data = job.splits()
@@ -116,12 +120,15 @@ def _check_batch(config: DetectorSections, workers: int) -> None:
 def _resolve(args: argparse.Namespace, architecture: Architecture | None) -> DetectorSections:
     """--config, then what the graph was found with, then the built-in set (announced)."""
     if args.config is not None:
-        return load_config(args.config, DetectorSections)
+        return load_config(args.config, DetectorSections, args.set)
     found = architecture.found if architecture is not None else None
     if found and "config" in found:
-        return parse_config(found["config"], DetectorSections, where=f"{args.arch}: found.config")
-    print(f"train-final: no configuration given or found in a graph: using {DEFAULT_CONFIG!r}, the built-in data set")
-    return load_config(DEFAULT_CONFIG, DetectorSections)
+        return parse_config(found["config"], DetectorSections, f"{args.arch}: found.config", args.set)
+    if not args.print_config:
+        print(
+            f"train-final: no configuration given or found in a graph: using {DEFAULT_CONFIG!r}, the built-in data set"
+        )
+    return load_config(DEFAULT_CONFIG, DetectorSections, args.set)
 
 
 def _digest(path: Path | None) -> str | None:

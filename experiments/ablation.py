@@ -20,7 +20,8 @@ import torch
 from detector.architecture import PRIORS, Architecture
 from detector.checkpoint import TrainedModel, make_model
 from detector.coco import CocoData, load_split
-from detector.config import DetectorSections, load_config
+from detector.config import DetectorSections
+from detector.config_files import load_config
 from detector.ensemble import fuse
 from detector.evaluate import average_precision
 from detector.inference import detect_split, views_of

@@ -23,7 +23,8 @@ import torch
 import yaml
 
 from detector.architecture import PRIORS
-from detector.config import DetectorSections, load_config
+from detector.config import DetectorSections
+from detector.config_files import load_config
 
 PATIENCE_S = 300
 

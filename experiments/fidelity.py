@@ -32,7 +32,7 @@ from controller.decisions import mutate, uniform
 from detector.architecture import PRIORS, Architecture, MergeCell, Op
 from detector.cascade_rcnn import DetectionHeads
 from detector.coco import CocoData, load_split
-from detector.config import load_config
+from detector.config_files import load_config
 from detector.evaluate import ap_and_ap50
 from experiments.full_training import CPU, LEARNING_RATE, WARMUP_STEPS, full_training
 from experiments.full_training import NAME as FULL_TRAINING

@@ -33,7 +33,8 @@ from detector.architecture import PRIORS, Architecture
 from detector.checkpoint import TrainedModel, make_model
 from detector.coco import load_coco
 from detector.command import one_line
-from detector.config import DetectorSections, load_config
+from detector.config import DetectorSections
+from detector.config_files import load_config
 from detector.errors import UserError
 from nas.budget import Budget
 from nas.config import Config

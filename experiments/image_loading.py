@@ -25,7 +25,8 @@ from torch.nn.functional import interpolate
 from torchvision.io import ImageReadMode, decode_image
 
 from detector.coco import CocoData, load_split, pictures, resized
-from detector.config import DetectorSections, TrainingConfig, load_config
+from detector.config import DetectorSections, TrainingConfig
+from detector.config_files import load_config
 from detector.loader import DetectionDataset, collate, fit, training_loader
 from detector.sampling import Draw, draw
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from detector.architecture import Architecture
 from detector.coco import load_split
 from detector.command import write_json
-from detector.config import load_config
+from detector.config_files import load_config
 from nas.config import Config
 from nas.proxy import Proxy, choose_device, load_proxy
 from nas.space import load_prior

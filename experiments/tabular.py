@@ -23,7 +23,7 @@ from scipy.stats import kendalltau
 from controller.decisions import mutate, uniform
 from detector.architecture import PRIORS, Architecture
 from detector.coco import load_split
-from detector.config import load_config
+from detector.config_files import load_config
 from experiments.full_training import CPU
 from experiments.learning import search
 from experiments.runs import Run, Runs

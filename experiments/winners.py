@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from detector.architecture import LEVELS, PRIORS, Architecture
 from detector.choices import Norm
-from detector.config import load_config
+from detector.config_files import load_config
 from detector.nas_fpn import ReluConvNorm
 from experiments.fidelity import graphs
 from experiments.full_training import LEARNING_RATE, WARMUP_STEPS, full_training

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from detector.command import Parser, count, guarded
+from detector.command import Parser, config_options, count, guarded
 from detector.presets import presets
 
 MAX_SEED = 2**63 - 1  # what databases keep in a column
@@ -92,12 +92,14 @@ def _search_parser() -> Parser:
         {
             "nas-search": "on the built-in data set, in minutes on two cores",
             "nas-search --config my.yaml --data DIR": "on a data set in COCO form",
+            "nas-search --set proxy.trial.steps=100": "with another value of a key (docs/configuration.md)",
             "nas-search --episodes 800": "extends a search of fewer episodes",
             "nas-search --study other --algorithm random": "a baseline beside it, in the same database",
         },
     )
     _study_options(parser)
     parser.add_argument("--config", default="shapes", metavar="NAME|FILE", help=f"{', '.join(presets())} or a file")
+    config_options(parser)
     parser.add_argument("--data", type=Path, metavar="DIR", help="a data set in COCO form")
     parser.add_argument("--episodes", type=count(1), default=400, metavar="N", help="in all, earlier runs included")
     parser.add_argument("--algorithm", choices=("reinforce", "random", "evolution"), help="who proposes")

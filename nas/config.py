@@ -1,4 +1,4 @@
-"""The search's own sections of a configuration."""
+"""The search's own sections of a configuration. Every key says what it is (docs/configuration.md is made of it)."""
 
 from typing import Literal
 
@@ -11,52 +11,82 @@ class SearchConfig(Section):
     """Who proposes, how it learns, and what graphs may cost (nas/budget.py)."""
 
     algorithm: Literal["reinforce", "random", "evolution"] = "reinforce"
-    prior: str = "nas-fpn"  # a known graph's name, a best.json, or none
-    batch: PositiveInt = 10  # episodes per update
-    lag: NonNegativeInt = 1  # updates that a proposal may be behind, so that workers never wait for a batch to end
-    prior_distance: PositiveFloat = 3.0  # decisions in which first samples differ from the prior, on average
+    """Who proposes; `random` is the first policy, never updated, and `evolution` regularised evolution (Real et al.
+    2019, arXiv:1802.01548)."""
+    prior: str = "nas-fpn"
+    """Where the search starts: `nas-fpn`, `fpn`, a best.json, or `none`."""
+    batch: PositiveInt = 10
+    """Episodes an update."""
+    lag: NonNegativeInt = 1
+    """Updates that a proposal may be behind, so that workers never wait for a batch to end."""
+    prior_distance: PositiveFloat = 3.0
+    """Decisions in which first samples differ from the prior, on average."""
     hidden: PositiveInt = 64
+    """Width of the policy's LSTM."""
     learning_rate: PositiveFloat = 7e-3
-    entropy_weight: NonNegativeFloat = 0.04  # per decision, in units of the rewards' spread
-    baseline_decay: PositiveFloat = Field(default=0.7, lt=1)  # of the moving mean over batches
-    model_steps: NonNegativeInt = 8  # of the policy after each update, on rewards that a model expects; 0: no model
-    model_samples: PositiveInt = 16  # graphs a step
-    population: PositiveInt = 50  # of evolution
+    """Of the policy (Adam)."""
+    entropy_weight: NonNegativeFloat = 0.04
+    """Of the bonus for staying open, a decision, in units of the rewards' spread."""
+    baseline_decay: PositiveFloat = Field(default=0.7, lt=1)
+    """Of the moving mean of rewards over batches."""
+    model_steps: NonNegativeInt = 8
+    """Steps of the policy after each update on rewards that a model expects; 0: no model."""
+    model_samples: PositiveInt = 16
+    """Graphs in such a step."""
+    population: PositiveInt = 50
+    """Of `evolution`."""
     tournament: PositiveInt = 10
-    rung_steps: PositiveInt | None = None  # of a first training, after which the worse half of a batch is pruned
-    max_gflops: PositiveFloat | None = None  # billions of multiply-adds of the pyramid, at the final test size
-    max_params: PositiveInt | None = None  # of the pyramid
-    target_gflops: PositiveFloat | None = None  # rewards are AP * (gflops / target) ** -0.07
+    """Of `evolution`."""
+    rung_steps: PositiveInt | None = None
+    """Steps of a first training, after which the worse half of a batch is pruned; none when absent."""
+    max_gflops: PositiveFloat | None = None
+    """Billions of multiply-adds of the pyramid at the final test size; a graph above is not trained."""
+    max_params: PositiveInt | None = None
+    """Of the pyramid; a graph above is not trained."""
+    target_gflops: PositiveFloat | None = None
+    """Prices cost into rewards: AP * (GFLOPs / target) ** -0.07 (Tan et al. 2019, arXiv:1807.11626)."""
 
 
 class TrialConfig(OptimizationConfig):
     """Training of one graph."""
 
-    steps: NonNegativeInt = 90_000  # 0: the pool's weights are judged as they are (frozen only)
+    steps: NonNegativeInt = 90_000
+    """Updates; 0: the pool's weights are judged as they are (`frozen` only)."""
 
 
 class ProxyConfig(Section):
-    """How a graph is judged: what is trained, on what, for how long.
-
-    frozen: backbone and FPN are trained once on the pretrain part and their maps kept; a trial starts from the pool
-    of cell weights and trains pyramid and heads, if it trains anything. full: a trial trains a whole detector. tabular:
-    nothing is trained, rewards come from the tabular benchmark (nas/tabular.py).
-    """
+    """How a graph is judged: what is trained, on what, for how long."""
 
     protocol: Literal["frozen", "full", "tabular"] = "frozen"
-    canvas_hw: tuple[PositiveInt, PositiveInt] = (64, 64)  # images are shrunk into it
-    parts: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.5, 0.4, 0.1)  # pretrain, trial, reward
+    """`frozen`: backbone and FPN are trained once on the pretrain part and their maps kept; a trial starts from the
+    pool of cell weights and trains pyramid and heads, if it trains anything. `full`: a trial trains a whole detector.
+    `tabular`: nothing is trained, rewards come from the tabular benchmark (nas/tabular.py)."""
+    canvas_hw: tuple[PositiveInt, PositiveInt] = (64, 64)
+    """Height and width, in pixels, that images are shrunk into."""
+    parts: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.5, 0.4, 0.1)
+    """Shares of the training split: pretrain, trial, reward."""
     flip: bool = True
-    seed: NonNegativeInt = 0  # of the preparation; trials take the study's
-    threads: PositiveInt = 1  # of a trial on the CPU: part of the result, since sums depend on it
+    """Mirror training images at random."""
+    seed: NonNegativeInt = 0
+    """Of the preparation; trials take the study's."""
+    threads: PositiveInt = 1
+    """Of a trial on the CPU: part of the result, since sums depend on it."""
     preparation_threads: PositiveInt = 2
+    """Of the preparation on the CPU."""
     cache_limit_gb: PositiveFloat = 8.0
-    detector: DetectorConfig | None = None  # the proxy's own detector; the final one's when absent
+    """Kept maps may take so much; more is refused before anything is made."""
+    detector: DetectorConfig | None = None
+    """The proxy's own detector; the final one when absent."""
     pretrain: OptimizationConfig = OptimizationConfig()
+    """Of backbone and FPN (`frozen`)."""
     pool: OptimizationConfig = OptimizationConfig()
+    """Of the weights that trials start from (`frozen`)."""
     trial: TrialConfig = TrialConfig()
-    confirm_steps: PositiveInt | None = None  # of the runs that confirm the best graphs; as many as trials when absent
-    norm_batches: NonNegativeInt = 0  # of 50 images, for the pyramid's norms once a frozen trial ends; 0: as trained
+    """Of one graph."""
+    confirm_steps: PositiveInt | None = None
+    """Updates of the runs that confirm the best graphs; as many as trials have when absent."""
+    norm_batches: NonNegativeInt = 0
+    """Batches of 50 images on which the pyramid's norms are estimated once a `frozen` trial ends; 0: as trained."""
 
     @model_validator(mode="after")
     def _parts_are_shares(self) -> "ProxyConfig":
@@ -79,7 +109,9 @@ class Config(DetectorSections):
     """A whole configuration: data, detector and training are the detector's; search and proxy the search's."""
 
     search: SearchConfig = SearchConfig()
+    """Who proposes."""
     proxy: ProxyConfig = ProxyConfig()
+    """How a graph is judged."""
 
     @property
     def proxy_detector(self) -> DetectorConfig:

@@ -14,7 +14,7 @@ from detector.architecture import Architecture
 from detector.backbone import named_weights
 from detector.coco import CocoData, load_split
 from detector.command import FAILED, INTERRUPTED, keep_ray_to_itself
-from detector.config import load_config
+from detector.config_files import as_yaml, load_config
 from detector.errors import UserError
 from detector.progress import Progress
 from nas.algorithms import make_controller
@@ -49,6 +49,9 @@ def search(args: argparse.Namespace) -> int:
 def _search(args: argparse.Namespace) -> int:
     _check_confirm(args.confirm)
     config = _resolve(args)
+    if args.print_config:
+        print(as_yaml(config), end="")
+        return 0
     prior = load_prior(config.search.prior)
     _check_rung(config, args.episodes)
     budget = Budget.of(config)
@@ -127,7 +130,7 @@ def _confirmation(
 
 
 def _resolve(args: argparse.Namespace) -> Config:
-    config = load_config(args.config, Config)
+    config = load_config(args.config, Config, args.set)
     keys = ("algorithm", "prior", "max_gflops", "max_params")
     given = {key: value for key in keys if (value := getattr(args, key)) is not None}
     return config.model_copy(update={"search": config.search.model_copy(update=given)})

@@ -5,7 +5,8 @@ from torch import nn
 from detector.architecture import PRIORS
 from detector.backbone import Backbone
 from detector.cascade_rcnn import CascadeRcnn
-from detector.config import BackboneConfig, DetectorConfig, DetectorSections, load_config
+from detector.config import BackboneConfig, DetectorConfig, DetectorSections
+from detector.config_files import load_config
 from detector.errors import UserError
 from detector.loader import Batch
 from detector.targets import Targets

@@ -1,9 +1,14 @@
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from pydantic import BaseModel
 
-from detector.config import DetectorSections, load_config, presets
+from detector.config import DetectorSections
+from detector.config_files import as_yaml, load_config
 from detector.errors import UserError
+from detector.presets import presets
 from nas.config import Config
 
 
@@ -58,6 +63,83 @@ def test_unknown_configurations_name_the_presets() -> None:
         UserError, match=r"config shapez: cannot be read .* one of: bccd, benchmark, coco, objects365, shapes, smoke"
     ):
         load_config("shapez", Config)
+
+
+@pytest.mark.parametrize("name", presets())
+def test_a_printed_configuration_is_the_same_again(tmp_path: Path, name: str) -> None:
+    config = load_config(name, Config)
+    (tmp_path / "printed.yaml").write_text(as_yaml(config))
+    assert load_config(str(tmp_path / "printed.yaml"), Config) == config
+
+
+def test_a_file_states_differences_to_its_base(tmp_path: Path) -> None:
+    (tmp_path / "ours.yaml").write_text(
+        "base: shapes\ndetector: {cascade: {width: 96}}\nproxy: {confirm_steps: null}\n"
+    )
+    (tmp_path / "mine.yaml").write_text("base: ours.yaml\ntraining: {steps: 7}\n")
+    mine, shapes = load_config(str(tmp_path / "mine.yaml"), Config), load_config("shapes", Config)
+    assert (mine.training.steps, mine.detector.cascade.width, mine.proxy.confirm_steps) == (7, 96, None)
+    assert mine.detector.rpn == shapes.detector.rpn
+    assert mine.training == shapes.training.model_copy(update={"steps": 7})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: mine.yaml", "goes round in a circle"),
+        ("base: absent.yaml", r"absent\.yaml: cannot be read"),
+        ("base: [shapes]", "base must be the name of a preset or a file"),
+        ("base: shapes\nproxy: 3", r"proxy: .*given: 3"),
+    ],
+)
+def test_mistakes_with_a_base(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_config(str(tmp_path / "mine.yaml"), Config)
+
+
+def test_single_keys_can_be_set() -> None:
+    changes = ["training.steps=9", "detector.cascade.pool_size=[7, 7, 14]", "proxy.confirm_steps=null"]
+    config = load_config("shapes", Config, changes)
+    assert (config.training.steps, config.detector.cascade.pool_size, config.proxy.confirm_steps) == (
+        9,
+        (7, 7, 14),
+        None,
+    )
+    assert config.detector.rpn == load_config("shapes", Config).detector.rpn
+    assert load_config("shapes", Config, ["training.steps=3", "training.steps=4"]).training.steps == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("proxy.stepz=3", r"shapes with --set proxy\.stepz=3: unknown key 'proxy\.stepz'; did you mean"),
+        ("training.steps", "must be section.key=value, such as training.steps=200"),
+        ("=3", "must be section.key=value"),
+        ("training..steps=3", "must be section.key=value"),
+        ("training.steps=[", "the value is not valid YAML"),
+        ("training=3", r"training: .*given: 3"),
+        ("training.steps=many", r"training\.steps: .*given: 'many'"),
+    ],
+)
+def test_mistakes_with_set(change: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config("shapes", Config, [change])
+
+
+def _sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    yield model
+    for field in model.model_fields.values():
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _sections(kind)
+
+
+def test_every_key_says_what_it_is() -> None:
+    for section in _sections(Config):
+        assert section.__doc__
+        for name, field in section.model_fields.items():
+            assert field.description, f"{section.__name__}.{name}"
 
 
 def test_the_benchmark_is_shapes_but_for_who_judges() -> None:

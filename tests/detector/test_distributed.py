@@ -14,7 +14,8 @@ import pytest
 from detector import distributed
 from detector.architecture import PRIORS
 from detector.commands import train_final
-from detector.config import DetectorSections, load_config
+from detector.config import DetectorSections
+from detector.config_files import load_config
 from detector.errors import NonFiniteLossError, RunFailedError, UserError
 from detector.final_training import Job
 from experiments.distribution import came_to, finish, start, steps_kept, training_processes, wait_for, write_config

@@ -9,7 +9,8 @@ import torch
 from detector.architecture import PRIORS
 from detector.checkpoint import TrainedModel, make_model
 from detector.commands import export_final
-from detector.config import DetectorSections, load_config
+from detector.config import DetectorSections
+from detector.config_files import load_config
 from detector.export_final import Scoring
 
 

@@ -6,7 +6,8 @@ import torch
 from detector.architecture import PRIORS
 from detector.cascade_rcnn import CascadeRcnn
 from detector.coco import CocoData, find_split, load_coco
-from detector.config import DetectorSections, load_config
+from detector.config import DetectorSections
+from detector.config_files import load_config
 from detector.inference import View, detect_split, views_of
 from detector.loader import Batch
 from detector.targets import Proposals, Targets

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from detector.architecture import PRIORS
 from detector.cascade_rcnn import CascadeRcnn
-from detector.config import DetectorSections, OptimizationConfig, TrainingConfig, load_config
+from detector.config import DetectorSections, OptimizationConfig, TrainingConfig
+from detector.config_files import load_config
 from detector.errors import NonFiniteLossError
 from detector.train import Training, learning_rate_factor, make_optimizer, seed_of_step, train
 

@@ -4,7 +4,8 @@ import torch
 from detector.architecture import PRIORS
 from detector.cascade_rcnn import CascadeRcnn
 from detector.checkpoint import TrainedModel
-from detector.config import DetectorSections, load_config
+from detector.config import DetectorSections
+from detector.config_files import load_config
 from detector.errors import UserError
 from detector.transfer import transfer
 

@@ -16,7 +16,8 @@ import torch.distributed as dist
 from detector.architecture import PRIORS
 from detector.cascade_rcnn import CascadeRcnn
 from detector.coco import load_split
-from detector.config import DetectorSections, load_config
+from detector.config import DetectorSections
+from detector.config_files import load_config
 from detector.final_training import FinalTraining, Job
 from detector.inference import detect_together
 from detector.loader import training_loader

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from detector.config import DetectorSections, load_config
+from detector.config import DetectorSections
+from detector.config_files import load_config
 from experiments import ablation
 from experiments.runs import Run
 

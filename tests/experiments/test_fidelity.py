@@ -3,7 +3,7 @@ import pytest
 from scipy.stats import kendalltau
 
 from detector.architecture import LEVELS
-from detector.config import load_config
+from detector.config_files import load_config
 from experiments import fidelity
 from experiments.runs import Run
 

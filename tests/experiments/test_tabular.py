@@ -4,7 +4,7 @@ import pytest
 
 from detector.architecture import PRIORS
 from detector.coco import load_split
-from detector.config import load_config
+from detector.config_files import load_config
 from experiments import tabular
 from experiments.runs import Run, Runs
 from nas.config import Config

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from detector.architecture import PRIORS
-from detector.config import load_config
+from detector.config_files import load_config
 from experiments import full_training, winners
 from experiments.runs import Run
 from nas.confirm import Confirmation

@@ -5,7 +5,7 @@ import pytest
 
 from controller.decisions import uniform
 from detector.architecture import PRIORS
-from detector.config import load_config
+from detector.config_files import load_config
 from detector.errors import UserError
 from nas.algorithms import make_controller
 from nas.budget import Budget

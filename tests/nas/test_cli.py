@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from detector.architecture import PRIORS
-from detector.config import load_config
+from detector.config_files import load_config
 from nas.commands import search
 from nas.config import Config
 from nas.confirm import Confirmation

@@ -16,7 +16,7 @@ from tests.nas.fakes import BUDGET, MEASUREMENT, SPACE, refused
 @pytest.fixture
 def exported(here: Path) -> Store:
     """A study as nas-search leaves it, with made-up rewards."""
-    from detector.config import load_config
+    from detector.config_files import load_config
     from nas.config import Config
     from nas.service import _identity
 

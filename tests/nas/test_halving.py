@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from detector.config import load_config
+from detector.config_files import load_config
 from nas.commands import search
 from nas.config import Config
 from nas.proxy import trial_of

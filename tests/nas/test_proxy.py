@@ -7,7 +7,7 @@ import torch
 
 from detector.architecture import PRIORS, Architecture, MergeCell
 from detector.coco import load_split
-from detector.config import load_config
+from detector.config_files import load_config
 from detector.errors import UserError
 from nas.config import Config
 from nas.pool import CellPool, draw_graph, estimate_statistics

@@ -14,7 +14,7 @@ import pytest
 
 from detector.architecture import PRIORS, Architecture
 from detector.commands import _train_final_parser
-from detector.config import load_config
+from detector.config_files import load_config
 from detector.cost import Cost
 from nas import charts, summary
 from nas.commands import _export_parser, _search_parser, report

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from detector.config import load_config
+from detector.config_files import load_config
 from detector.shapes import shapes_folder
 from nas.config import Config
 from nas.store import Action, Store

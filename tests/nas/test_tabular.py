@@ -9,7 +9,7 @@ import pytest
 from controller.decisions import mutate, uniform
 from detector.architecture import PRIORS
 from detector.coco import load_split
-from detector.config import load_config
+from detector.config_files import load_config
 from detector.errors import UserError
 from nas.config import Config
 from nas.graph_features import graph_features

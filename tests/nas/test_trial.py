@@ -17,7 +17,7 @@ import torch
 from detector.architecture import PRIORS
 from detector.cache import cache_folder
 from detector.coco import load_split
-from detector.config import load_config
+from detector.config_files import load_config
 from nas import trial
 from nas.config import Config
 from nas.store import Cause

@@ -1,0 +1,146 @@
+"""Configurations as people write them: presets, YAML files that state what differs from another, and --set."""
+
+import difflib
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from detector.errors import UserError
+from detector.presets import preset_folder, presets
+
+BASE = "base"  # the key that names what a file states differences to
+MOST_CHARACTERS = 200_000
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def load_config(name: str, model: type[Config], changes: Sequence[str] = ()) -> Config:
+    """Read a preset (`shapes`) or a YAML file (`my.yaml`) as `model`; changes are `section.key=value`, as --set takes
+    them. Raises UserError in one line.
+    """
+    return parse_config(_with_bases(name), model, name, changes)
+
+
+def parse_config(content: Mapping[str, Any], model: type[Config], where: str, changes: Sequence[str] = ()) -> Config:
+    """Validate sections that are already plain values. Raises UserError naming the key and the nearest valid one."""
+    for change in changes:
+        sections = _as_sections(change)
+        content = _merged(content, sections) if isinstance(content, Mapping) else content
+        where = f"{where} with --set {change}"
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_first_problem(error, model)}") from error
+
+
+def as_yaml(config: BaseModel) -> str:
+    """The whole configuration, as a file that load_config reads."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=110)
+
+
+def _with_bases(name: str) -> Mapping[str, Any]:
+    """What a file says, over what its base says, and so on."""
+    contents: list[Mapping[str, Any]] = []
+    names = [name]
+    while True:
+        content = dict(_read_yaml(names[-1]))
+        base = content.pop(BASE, None)
+        contents.append(content)
+        if base is None:
+            break
+        if not isinstance(base, str):
+            raise UserError(f"config {names[-1]}: {BASE} must be the name of a preset or a file (given: {base!r})")
+        if base not in presets():
+            base = str(Path(names[-1]).parent / base)
+        if base in names:
+            raise UserError(f"config {name}: {' is based on '.join([*names, base])}, which goes round in a circle")
+        names.append(base)
+    return functools.reduce(lambda below, above: _merged(below, above), reversed(contents))
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Sections key by key; whatever else is given above counts as it is."""
+    both = dict(below)
+    for key, value in above.items():
+        old = both.get(key)
+        both[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return both
+
+
+def _as_sections(change: str) -> Mapping[str, Any]:
+    """`proxy.trial.steps=200` -> {proxy: {trial: {steps: 200}}}. Values are YAML. Raises UserError."""
+    key, equals, text = change.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise UserError(f"--set {change}: must be section.key=value, such as training.steps=200")
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"--set {change}: the value is not valid YAML ({' '.join(str(error).split())})") from error
+    return functools.reduce(lambda inner, part: {part: inner}, reversed(parts), value)
+
+
+def _read_yaml(name: str) -> Mapping[str, Any]:
+    is_preset = name in presets()
+    try:
+        text = (preset_folder() / f"{name}.yaml" if is_preset else Path(name)).read_text(encoding="utf-8")
+        if len(text) > MOST_CHARACTERS:  # a megabyte takes the parser seconds
+            raise UserError(f"config {name}: has {len(text)} characters, that is no configuration")
+        content = yaml.safe_load(text)
+    except OSError as error:
+        raise UserError(
+            f"config {name}: cannot be read ({error.strerror}); give a file or one of: {', '.join(presets())}"
+        ) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"config {name}: is not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"config {name}: must hold sections such as `data:` and `detector:`")
+    return content
+
+
+def _first_problem(error: ValidationError, model: type[BaseModel]) -> str:
+    problem = _most_specific(error.errors(), model)
+    path = _keys_of(problem, model)
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        valid = _valid_keys(model, path[:-1])
+        nearest = difflib.get_close_matches(path[-1], valid, n=1, cutoff=0.0)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        return f"unknown key {key!r}{hint}"
+    message = problem["msg"].removeprefix("Value error, ")
+    given = problem["input"]
+    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool | type(None)) else ""
+    return f"{key}: {message}{shown}" if key else message
+
+
+def _most_specific(problems: Sequence[ErrorDetails], model: type[BaseModel]) -> ErrorDetails:
+    """The first problem. Where a value may be of several kinds, the one of the kind that fits it furthest."""
+    place = _keys_of(problems[0], model)
+    same = [problem for problem in problems if _keys_of(problem, model)[: len(place)] == place]
+    return max(same, key=lambda problem: (len(problem["loc"]), problem["type"] == "extra_forbidden"))
+
+
+def _keys_of(problem: ErrorDetails, model: type[BaseModel]) -> list[str]:
+    """Where a problem is, without the names of types that pydantic puts where a value may be of several kinds."""
+    keys: list[str] = []
+    for part in problem["loc"]:
+        is_unknown_key = problem["type"] == "extra_forbidden" and part == problem["loc"][-1]
+        if isinstance(part, int) or is_unknown_key or part in _valid_keys(model, keys):
+            keys.append(str(part))
+    return keys
+
+
+def _valid_keys(model: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        options = [annotation, *get_args(annotation)]  # a section, or one of a union
+        sections = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+        if not sections:
+            return []
+        model = sections[0]
+    return list(model.model_fields)
