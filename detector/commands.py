@@ -92,6 +92,7 @@ def _train_final_parser() -> Parser:
     parser.add_argument(
         "--dry-run", action="store_true", help="check data, graph, memory and a step, say what would happen, and end"
     )
+    _quiet_option(parser)
     together = parser.add_argument_group("several processes, through Ray Train")
     together.add_argument("--workers", type=count(1), default=1, metavar="N", help="processes that share each batch")
     together.add_argument(
@@ -119,6 +120,7 @@ def _eval_final_parser() -> Parser:
     parser.add_argument("--data", type=Path, metavar="DIR", help="a data set in COCO form")
     parser.add_argument("--split", default="val", metavar="NAME", help="which part of it")
     _testing_options(parser)
+    _quiet_option(parser)
     parser.add_argument("--fuse", choices=get_args(Fusion), default="wbf", help="how an ensemble's boxes are merged")
     parser.add_argument("--output", type=Path, default=Path("runs/eval"), metavar="DIR", help="where results go")
     return parser
@@ -136,6 +138,7 @@ def _detect_parser() -> Parser:
     )
     parser.add_argument("pictures", type=Path, nargs="+", metavar="PATH", help="pictures, or folders of them")
     parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="a model.pt of train-final")
+    _quiet_option(parser)
     parser.add_argument("--threshold", type=share, default=0.3, metavar="X", help="least score of what is shown")
     _testing_options(parser)
     parser.add_argument("--output", type=Path, default=Path("runs/detect"), metavar="DIR", help="where results go")
@@ -155,6 +158,10 @@ def _export_final_parser() -> Parser:
     )
     parser.add_argument("--output", type=Path, default=Path("model.pt2"), metavar="FILE", help="where it goes")
     return parser
+
+
+def _quiet_option(parser: Parser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="say what came of it, and nothing before")
 
 
 def _testing_options(parser: Parser) -> None:

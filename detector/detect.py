@@ -38,7 +38,7 @@ def detect(args: argparse.Namespace) -> int:
     output_folder(args.output)
     config = trained.config
     views = views_of(data, config.training, trained.model.heads.testing, padding_multiple(config.detector.base_stride))
-    with Progress() as progress:
+    with Progress(is_quiet=args.quiet) as progress:
         found = detect_split(trained.model, views, data.image_hw, device, partial(progress, "detecting"))
         shown = [_above(detections, args.threshold) for detections in found]
         for number, (name, detections) in enumerate(zip(data.file_names, shown, strict=True), 1):

@@ -38,7 +38,7 @@ def eval_final(args: argparse.Namespace) -> int:
                 f"{len(data.category_names)} of {data.annotations} ({', '.join(data.category_names[:3])}, ...)"
             )
     output_folder(args.output)
-    with Progress() as progress:
+    with Progress(is_quiet=args.quiet) as progress:
         of_models = [
             _detect(trained, data, device, progress, path) for path, trained in zip(args.weights, models, strict=True)
         ]

@@ -2,28 +2,50 @@
 
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.text import Text
 
 LINE_EVERY_S = 10.0
 
 
-class Progress:
-    """Call it with what is done, steps done and steps in all; a new `what` (up to the first comma) starts anew."""
+class _BarAndLines(Bar):
+    below: Sequence[str] = ()
 
-    def __init__(self) -> None:
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        for line in self.below:
+            yield Text(f"  {line}")
+
+
+class Progress:
+    """Call it with what is done, steps done and steps in all; a new `what` (up to the first comma) starts anew.
+
+    below: lines to be shown under the bar, on a terminal only. is_quiet: nothing is shown at all.
+    """
+
+    def __init__(self, *, is_quiet: bool = False) -> None:
         self.console = Console(stderr=True)
-        self.bar: Bar | None = None
+        self.is_quiet = is_quiet
+        self.bar: _BarAndLines | None = None
         self.phase = ""
         self.started = self.printed = 0.0
         self.first_step = 0
         self.is_under_way = False
 
-    def __call__(self, what: str, step: int, steps: int) -> None:
+    @property
+    def is_drawn(self) -> bool:
+        """Whether there is a bar, with lines below it."""
+        return self.console.is_terminal and not self.is_quiet
+
+    def __call__(self, what: str, step: int, steps: int, below: Sequence[str] = ()) -> None:
+        if self.is_quiet:
+            return
         phase = what.split(",")[0]
         if phase != self.phase:
             self._close()
@@ -32,8 +54,8 @@ class Progress:
             self.is_under_way = False
         elif step > self.first_step and not self.is_under_way:  # the first step may have waited for processes to start
             self.is_under_way, self.first_step, self.started = True, step, time.monotonic()
-        if self.console.is_terminal:
-            self._draw(what, step, steps)
+        if self.is_drawn:
+            self._draw(what, step, steps, below)
         elif step >= steps or time.monotonic() - self.printed >= LINE_EVERY_S:
             self.printed = time.monotonic()
             print(f"{what}: {step} of {steps}{self._left(step, steps)}", file=sys.stderr, flush=True)
@@ -45,20 +67,29 @@ class Progress:
         left = (time.monotonic() - self.started) / done * (steps - step)
         return f", about {left:.0f} s left" if left < 120 else f", about {left / 60:.0f} min left"
 
-    def _draw(self, what: str, step: int, steps: int) -> None:
+    def _rate(self, step: int) -> str:
+        """In whatever unit gives a number that can be read."""
+        done, seconds = step - self.first_step, time.monotonic() - self.started
+        if done <= 0 or seconds <= 0:
+            return ""
+        return f"{done / seconds:.1f} a second" if done > seconds else f"{3600 * done / seconds:.0f} an hour"
+
+    def _draw(self, what: str, step: int, steps: int, below: Sequence[str]) -> None:
         if self.bar is None:
-            self.bar = Bar(
+            self.bar = _BarAndLines(
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
+                TextColumn("{task.fields[rate]}"),
                 console=self.console,
             )
             self.bar.start()
-            self.bar.add_task(what, total=steps, completed=step)
-        self.bar.update(self.bar.task_ids[0], description=what, completed=step)
+            self.bar.add_task(what, total=steps, completed=step, rate="")
+        self.bar.below = below
+        self.bar.update(self.bar.task_ids[0], description=what, completed=step, rate=self._rate(step))
 
     def _close(self) -> None:
         if self.bar is not None:

@@ -56,7 +56,7 @@ def train_final(args: argparse.Namespace) -> int:
         raise UserError(f"{validation_data.annotations}: holds no objects, so that nothing can be evaluated")
     if training_data.category_names != validation_data.category_names:
         raise UserError(f"{validation_data.annotations}: its categories are not those of {training_data.annotations}")
-    terminal = Terminal()
+    terminal = Terminal(is_quiet=args.quiet)
     device = torch.device("cuda" if torch.cuda.is_available() and args.gpus_per_worker != 0 else "cpu")
     if args.dry_run:
         dry_run(job, args.workers, device, terminal)
@@ -66,7 +66,7 @@ def train_final(args: argparse.Namespace) -> int:
         with _alone_in(job), terminal.bar:
             training.run()
     else:
-        FinalTraining(job, torch.device("cpu"), Silent())  # mistakes are told before processes start
+        FinalTraining(job, torch.device("cpu"), Terminal(is_quiet=True))  # mistakes are told before processes start
         with _alone_in(job), terminal.bar:
             keep_ray_to_itself(args.address)
             from detector.distributed import Workers, train_together  # Ray takes seconds to import
@@ -77,17 +77,19 @@ def train_final(args: argparse.Namespace) -> int:
 
 
 class Terminal:
-    """Shows how a training goes, to whoever started it, and takes the signals that stop it."""
+    """Shows how a training goes, to whoever started it, and takes the signals that stop it. is_quiet: only warnings."""
 
-    def __init__(self) -> None:
-        self.bar = Progress()
+    def __init__(self, *, is_quiet: bool = False) -> None:
+        self.bar = Progress(is_quiet=is_quiet)
+        self.is_quiet = is_quiet
         self._received: list[int] = []
 
     def progress(self, what: str, step: int, steps: int) -> None:
         self.bar(what, step, steps)
 
     def say(self, line: str) -> None:
-        print(line, flush=True)
+        if not self.is_quiet:
+            print(line, flush=True)
 
     def warn(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -100,13 +102,6 @@ class Terminal:
         """The signal acts at the end."""
         with signals_wait() as self._received:
             yield
-
-
-class Silent(Terminal):
-    """Says nothing."""
-
-    def say(self, line: str) -> None:
-        pass
 
 
 def _check_batch(config: DetectorSections, workers: int) -> None:

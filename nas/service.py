@@ -5,6 +5,7 @@ import contextlib
 import logging
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from nas.lock import study_lock
 from nas.preparation import VERSION as PROXY_VERSION
 from nas.proxy import choose_device, prepare_proxy
 from nas.results import by_reward, prior_episode, verdicts
+from nas.screen import Screen
 from nas.space import load_prior, space_around
 from nas.store import Episode, State, Store, Study, flags_of, sqlite_path
 from nas.store_errors import with_store_errors
@@ -56,15 +58,15 @@ def _search(args: argparse.Namespace) -> int:
     _check_rung(config, args.episodes)
     budget = Budget.of(config)
     budget.check(space_around(prior), prior)
-    start = time.monotonic()
     data = load_split(config.data, args.data, "train")
+    screen = Screen(is_quiet=args.quiet, as_json=args.json)
     for line in data.left_out():
-        print(line)
+        screen.say(line)
     study = Study(args.study, _identity(config, prior), args.seed, data.hash)
     with study_lock(args.database, args.study):
-        if _is_finished(args, study, budget, config):
+        if _is_finished(args, study, budget, config, screen):
             return 0
-        return _run(args, config, prior, budget, data, study, start)
+        return _run(args, config, prior, budget, data, study, screen)
 
 
 def _check_confirm(runs: int | None) -> None:
@@ -86,7 +88,7 @@ def _check_rung(config: Config, episodes: int) -> None:
         )
 
 
-def _is_finished(args: argparse.Namespace, study: Study, budget: Budget, config: Config) -> bool:
+def _is_finished(args: argparse.Namespace, study: Study, budget: Budget, config: Config, screen: Screen) -> bool:
     """Whether there is nothing to do, which is then said. A database that is not there yet is made once the search can
     run, not before."""
     path = sqlite_path(args.database)
@@ -103,11 +105,11 @@ def _is_finished(args: argparse.Namespace, study: Study, budget: Budget, config:
         return False  # killed after the last reward, and before the policy had learned from it
     if is_stopped or not _confirmation(args, store, study_id, budget, config).is_finished:
         return False
-    print(
+    screen.say(
         f"study {args.study!r} has {len(episodes)} of {args.episodes} episodes: nothing to do; "
         f"--episodes {2 * len(episodes)} extends it, --study NAME starts anew"
     )
-    _say_found(args, store, study_id)
+    _say_found(args, store, study_id, screen.say)
     return True
 
 
@@ -153,7 +155,7 @@ def _run(
     budget: Budget,
     data: CocoData,
     study: Study,
-    start: float,
+    screen: Screen,
 ) -> int:
     keep_ray_to_itself(args.address)
     # Ray takes seconds to import.
@@ -165,7 +167,7 @@ def _run(
     cluster = _cluster(args)
     source = ProxySource.of(config, args.data and args.data.absolute(), prior, data.hash)
     space = space_around(prior)
-    with Progress() as progress, contextlib.ExitStack() as closing:
+    with screen.progress as progress, contextlib.ExitStack() as closing:
         shown: list[SearchMetrics | Scalars] = []
         if args.tensorboard is not None:
             scalars = Scalars(args.tensorboard / args.study)
@@ -173,9 +175,10 @@ def _run(
             shown.append(scalars)
         prepared = prepare_proxy(config, data, prior, choose_device(), progress)
         torch.cuda.empty_cache()  # the device belongs to the trials now
-        print(f"prepared in {time.monotonic() - start:.0f} s", flush=True)
+        screen.note(f"prepared in {time.monotonic() - screen.started:.0f} s")
         with cluster_session(cluster) as (cluster, dashboard):
-            print(f"dashboard: http://{dashboard} (it asks for a token: ray get-auth-token)", flush=True)
+            screen.note(f"dashboard: http://{dashboard} (it asks for a token: ray get-auth-token)")
+            screen.hint(f"dashboard http://{dashboard}; elsewhere: nas-status, nas-report, nas-control, nas-stop")
             delivery = Delivery.of(prepared) if cluster.address is not None else None
             make = partial(make_controller, config.search, space, prior, args.seed, budget)
             controller = RemoteController(args.study, make, config.search.lag)
@@ -204,9 +207,7 @@ def _run(
                 controller.note(ended)
                 for figures in shown:
                     figures.show(schedule.episodes.values(), schedule.version, controller.entropy)
-                rewards = [e.reward for e in schedule.episodes.values() if e.reward is not None]
-                best = f", best reward {max(rewards):.4f}" if rewards else ""
-                progress(f"searching{best}", schedule.settled, schedule.total)
+                screen.searching(ended, schedule.episodes.values(), schedule.settled, schedule.total)
 
             on_episodes([])
             plan = Controlled(schedule, store, study_id)
@@ -227,7 +228,7 @@ def _run(
     if stopped is not None:
         print(f"nas-search: stopped: {stopped}", file=sys.stderr)
         return FAILED
-    _say_found(args, store, study_id)
+    _say_found(args, store, study_id, screen.say)
     return 0
 
 
@@ -250,26 +251,26 @@ def _cluster(args: argparse.Namespace) -> "Cluster":
     return Cluster(args.study, args.workers, per_trial, args.address, args.verbose, args.trial_timeout)
 
 
-def _say_found(args: argparse.Namespace, store: Store, study_id: int) -> None:
+def _say_found(args: argparse.Namespace, store: Store, study_id: int, say: Callable[[str], None]) -> None:
     episodes = store.episodes(study_id)
     ranked, prior = by_reward(episodes), prior_episode(episodes)
     failed = sum(episode.state == State.FAILED for episode in episodes)
     pruned = sum(episode.state == State.PRUNED for episode in episodes)
     stopped_early = f", {pruned} pruned" if pruned else ""
-    print(f"{len(episodes)} episodes, {len(ranked)} distinct graphs{stopped_early}, {failed} failed")
+    say(f"{len(episodes)} episodes, {len(ranked)} distinct graphs{stopped_early}, {failed} failed")
     if not ranked:
         return
     best = ranked[0]
     against = f", the prior {prior.reward:.4f}" if prior is not None else ""
-    print(f"highest reward: episode {best.number}, {best.reward:.4f}{against}")
+    say(f"highest reward: episode {best.number}, {best.reward:.4f}{against}")
     confirmed = verdicts(store, study_id, prior)
     if confirmed:
         winner = next(iter(confirmed.values()))
         number = next(e.number for e in ranked if e.architecture_hash == winner.architecture_hash)
         if prior is not None and number == prior.number:
-            print(f"with new seeds none is better than the prior: {winner}")
+            say(f"with new seeds none is better than the prior: {winner}")
         else:
-            print(f"winner with new seeds: episode {number}, {winner}")
+            say(f"winner with new seeds: episode {number}, {winner}")
             if prior is not None and prior.architecture_hash in confirmed:
-                print(f"the prior, the same: {confirmed[prior.architecture_hash]}")
-    print(f"next: nas-export --best{flags_of(args.database, args.study)}")
+                say(f"the prior, the same: {confirmed[prior.architecture_hash]}")
+    say(f"next: nas-export --best{flags_of(args.database, args.study)}")

@@ -84,7 +84,8 @@ def test_a_start_that_lacks_the_backbone_is_refused(here: Path, capsys) -> None:
 
 
 def test_configuration_comes_from_the_graph_when_none_is_given(here: Path) -> None:
-    from detector.config import DetectorSections, load_config
+    from detector.config import DetectorSections
+    from detector.config_files import load_config
 
     sections = load_config("smoke", DetectorSections).model_dump(mode="json", include={"data", "detector", "training"})
     graph = PRIORS["fpn"].to_dict() | {"found": {"config": sections}}

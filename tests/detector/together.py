@@ -25,7 +25,7 @@ from detector.norm import SyncBatchNormOnCpu
 from detector.processes import Processes, normaliser
 from detector.sampling import draws_of
 from detector.train import Training
-from detector.train_final import Silent
+from detector.train_final import Terminal
 
 CPU = torch.device("cpu")
 STEPS = 3
@@ -131,7 +131,7 @@ def main() -> None:
         config = load_config(str(folder / "c.yaml"), DetectorSections)
         output = folder / sys.argv[4]
         output.mkdir(exist_ok=True)
-        FinalTraining(Job(PRIORS["nas-fpn"], config, None, None, output, 10, {}), CPU, Silent()).run()
+        FinalTraining(Job(PRIORS["nas-fpn"], config, None, None, output, 10, {}), CPU, Terminal(is_quiet=True)).run()
     else:
         found = {name: trained(*case) for name, case in CASES.items()}
         content = {"trained": found, "detected": detected(), "told": told(), "normalised": normalised(maps())}

@@ -15,6 +15,7 @@ from nas.config import Config
 from nas.confirm import Confirmation
 from nas.lock import study_lock
 from nas.results import by_reward, prior_episode
+from nas.screen import Screen
 from nas.service import _is_finished, _say_found
 from nas.store import Outcome, Store, Study
 from tests.nas.fakes import BUDGET, SEARCH, SPACE, refused, run, schedule
@@ -101,7 +102,7 @@ def test_what_new_seeds_say_is_said(here: Path, capsys, better: bool, message: s
     while (job := plan.next()) is not None:
         ap = 0.5 + 0.001 * (job.measurement.seed % 2) - 0.0005 if job.episode == 0 else 0.2 + 0.6 * better
         plan.finish(job.evaluation_id, Outcome(ap))
-    _say_found(argparse.Namespace(database="nas.db", study="default"), store, 1)
+    _say_found(argparse.Namespace(database="nas.db", study="default"), store, 1, print)
     shown = capsys.readouterr().out
     assert message in shown
     assert ("the prior, the same: mean" in shown) == better
@@ -170,7 +171,7 @@ def test_a_study_is_not_finished_before_the_policy_has_learned_from_its_last_bat
     study = Study("default", {"search": SEARCH.model_dump(mode="json")}, 0, "data")
     run(schedule(store, 12), workers=2)
     args = argparse.Namespace(database="nas.db", study="default", episodes=12, confirm=0, seed=0)
-    assert _is_finished(args, study, BUDGET, config)
+    assert _is_finished(args, study, BUDGET, config, Screen())
     with contextlib.closing(sqlite3.connect("nas.db")) as connection, connection:
         connection.execute("DELETE FROM policy WHERE version = 3")
-    assert not _is_finished(args, study, BUDGET, config)
+    assert not _is_finished(args, study, BUDGET, config, Screen())
