@@ -132,6 +132,7 @@ def _export_parser() -> Parser:
             "nas-export --best": "what new seeds say is best, as best.json",
             "nas-export --top 5 --show": "five files, and drawings on the terminal",
             "nas-export --pareto front": "a file for each graph that none beats in both AP and cost",
+            "nas-export --best --format torch": "a PyTorch module of its own, as best.py",
             "nas-export --episode 17 --picture 17.svg": "one graph, and its picture",
         },
         "--best|--top K|--pareto DIR|--episode N",
@@ -142,7 +143,14 @@ def _export_parser() -> Parser:
     which.add_argument("--top", type=count(1), metavar="K", help="the K best graphs, as NAME-1.json to NAME-K.json")
     which.add_argument("--pareto", type=Path, metavar="DIR", help="the graphs that none beats in both AP and cost")
     which.add_argument("--episode", type=count(0), metavar="N", help="the graph of one episode")
-    parser.add_argument("--output", default="best.json", metavar="FILE|-", help="- prints it")
+    parser.add_argument(
+        "--format",
+        choices=("json", "torch", "tensorflow"),
+        default="json",
+        help="json: what train-final takes; torch: a Python module that needs PyTorch only; tensorflow: the block "
+        "specification of its model garden",
+    )
+    parser.add_argument("--output", metavar="FILE|-", help="default: best.json, or best.py; - prints it")
     parser.add_argument("--show", action="store_true", help="draw each graph on the terminal, too")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the best one, as .svg or .png")
     return parser

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from detector.architecture import Architecture
-from detector.command import write_json
+from detector.command import write_text
 from detector.errors import UserError
 from nas.drawing import check_picture, draw, text
+from nas.foreign_formats import FORMATS, SUFFIXES
 from nas.results import Verdict, by_reward, pareto_front, prior_episode, verdicts
 from nas.store import Episode, Evaluation, Purpose, Store, Study
 from nas.store_errors import with_store_errors
@@ -33,11 +34,12 @@ def _export(args: argparse.Namespace) -> int:
     ]
     if args.picture is not None:
         check_picture(args.picture)
-    for path, episode, graph in chosen:
+    contents = [_content(graph, args.format, study) for _, _, graph in chosen]  # all or none
+    for (path, episode, graph), content in zip(chosen, contents, strict=True):
         if path is None:
-            print(json.dumps(graph.to_dict(), indent=2))
+            print(content, end="")
         else:
-            write_json(path, graph.to_dict(), "--pareto" if args.pareto else "--output")
+            write_text(path, content, "--pareto" if args.pareto else "--output")
             cost = f", {graph.found['gflops']:.4g} GFLOPs" if args.pareto and graph.found else ""
             verdict = confirmed.get(episode.architecture_hash)
             print(f"{path}: episode {episode.number}, " + (str(verdict) if verdict else _reward(episode)) + cost)
@@ -47,6 +49,14 @@ def _export(args: argparse.Namespace) -> int:
         _, episode, graph = chosen[-1] if args.pareto else chosen[0]  # a front ends with its best
         _draw(args, study, episode, graph)
     return 0
+
+
+def _content(graph: Architecture, form: str, study: Study) -> str:
+    """Of a file. Raises UserError if the graph would be another one in that form."""
+    if form == "json":
+        return json.dumps(graph.to_dict(), indent=2) + "\n"
+    detector = study.config["detector"]
+    return FORMATS[form](graph, detector["channels"], detector["pyramid_norm"])
 
 
 def _reward(episode: Episode) -> str:
@@ -72,7 +82,7 @@ def _chosen(
 ) -> list[tuple[Path | None, Episode]]:
     """What to write where; path None is standard output."""
     ranked = by_reward(episodes)
-    path = None if args.output == "-" else Path(args.output)
+    path = None if args.output == "-" else Path(args.output or f"best{SUFFIXES[args.format]}")
     if path is not None and (path.is_dir() or not path.name):
         raise UserError(f"--output {args.output}: is a folder; give a file")
     if args.episode is not None:
@@ -86,7 +96,7 @@ def _chosen(
         raise UserError(f"study {args.study!r} has no episode with a reward yet")
     if args.pareto is not None:
         front = pareto_front(ranked, evaluations)
-        return [(args.pareto / f"episode-{episode.number}.json", episode) for episode in front]
+        return [(args.pareto / f"episode-{episode.number}{SUFFIXES[args.format]}", episode) for episode in front]
     order = list(confirmed)  # best first; the others follow by reward
     ranked.sort(key=lambda e: order.index(e.architecture_hash) if e.architecture_hash in confirmed else len(order))
     if args.best:
