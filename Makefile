@@ -17,6 +17,11 @@ test: .venv/ready
 	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch .venv/ready
 
+.PHONY: docs
+docs: .venv/ready
+	.venv/bin/python docs/reference.py
+	.venv/bin/zensical build --strict
+
 # Pin anew after a change of dependencies in pyproject.toml (needs uv).
 .PHONY: lock
 lock:

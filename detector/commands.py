@@ -170,3 +170,11 @@ def _testing_options(parser: Parser) -> None:
     parser.add_argument("--nms", choices=get_args(Nms), help="hard, or Soft-NMS: linear or gaussian")
     parser.add_argument("--scales", type=count(1), nargs="+", metavar="PX", help="short sides at which images are seen")
     parser.add_argument("--flip", action="store_true", default=None, help="see every image mirrored, too")
+
+
+PARSERS = {
+    "train-final": _train_final_parser,
+    "eval-final": _eval_final_parser,
+    "detect": _detect_parser,
+    "export-final": _export_final_parser,
+}

@@ -236,3 +236,13 @@ def _share(text: str) -> float:
     if not (0 <= value <= 1 or (value.is_integer() and value > 0)):
         raise argparse.ArgumentTypeError(f"{text} given, must be a share of a GPU (0 to 1) or a whole number")
     return value
+
+
+PARSERS = {
+    "nas-search": _search_parser,
+    "nas-status": _status_parser,
+    "nas-control": _control_parser,
+    "nas-stop": _stop_parser,
+    "nas-report": _report_parser,
+    "nas-export": _export_parser,
+}
