@@ -7,8 +7,7 @@ the ratios (runs of the two alternate, and the median of the pairs counts), and 
 
 import argparse
 import statistics
-import time
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 
@@ -21,6 +20,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from detector.cascade_rcnn import CascadeRcnn
 from detector.config import BackboneConfig, DetectorConfig
 from detector.targets import Targets
+from experiments.parts import parts_of, seconds, timed
 
 CLASSES = 80
 OBJECTS = 16  # in each image
@@ -131,45 +131,11 @@ def their_detection(model: FasterRCNN, images: Tensor) -> None:
     model(list(images))
 
 
-def seconds(run: Callable[[], None], device: torch.device) -> float:
-    wait(device)
-    start = time.perf_counter()
-    run()
-    wait(device)
-    return time.perf_counter() - start
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
 def breakdown(what: str, model: CascadeRcnn, run: Callable[[], object], device: torch.device) -> None:
     """Seconds inside each part of ours; what a part calls is not counted again in the rest."""
-    heads = model.heads
-    parts = {"backbone": model.backbone, "FPN": model.fpn, "RPN": heads.rpn, "RoIAlign": heads.cascade.pool}
-    parts |= {f"head {i + 1}": head for i, head in enumerate(heads.cascade.heads)}
-    spent: dict[str, float] = defaultdict(float)
-    hooks = []
-    for name, module in parts.items():
-
-        def before(_module: nn.Module, _inputs: object, name: str = name) -> None:
-            wait(device)
-            spent[name] -= time.perf_counter()
-
-        def after(_module: nn.Module, _inputs: object, _output: object, name: str = name) -> None:
-            wait(device)
-            spent[name] += time.perf_counter()
-
-        hooks += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
     run()
-    spent.clear()
-    start = time.perf_counter()
-    run()
-    wait(device)
-    total = time.perf_counter() - start
-    for hook in hooks:
-        hook.remove()
+    with timed({"backbone": model.backbone, "FPN": model.fpn} | parts_of(model.heads), device) as spent:
+        total = seconds(run, device)
     spent["the rest (assignment, losses, suppression)"] = total - sum(spent.values())
     print(f"\n{what}, batch 1: {total:.3f} s")
     for name, part in spent.items():
