@@ -1,6 +1,5 @@
 """Backbone and FPN: images to P3..P7."""
 
-import hashlib
 import itertools
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -15,12 +14,12 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from detector.choices import Deformable
-from detector.config import BackboneConfig, DetectorConfig
+from detector.config import BackboneConfig
 from detector.deformable import make_deformable
 from detector.errors import UserError
+from detector.named_weights import NAMED_WEIGHTS
 from detector.norm import batch_norms, is_batch_norm, replace_batch_norms, standardise_weights
 
-NAMED_WEIGHTS = ("none", "pretrained")  # anything else is a file
 FIRST_STAGE = 3  # stages count as C3, C4, C5
 PROBE_HW = (256, 320)  # an image that no network has as its only size
 
@@ -122,19 +121,6 @@ class Fpn(nn.Module):
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         named = OrderedDict((str(i), feature) for i, feature in enumerate(features))
         return list(self.network(named).values())
-
-
-def named_weights(config: DetectorConfig) -> DetectorConfig:
-    """The configuration with a weights file named by its content: what identifies a result, and may be published."""
-    weights = config.backbone.weights
-    if weights in NAMED_WEIGHTS:
-        return config
-    try:
-        digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
-    except OSError as error:
-        raise UserError(f"detector.backbone.weights: {weights} cannot be read ({error.strerror})") from error
-    backbone = config.backbone.model_copy(update={"weights": f"file with sha256 {digest}"})
-    return config.model_copy(update={"backbone": backbone})
 
 
 class _Plan(NamedTuple):

@@ -4,18 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
-from torch import Tensor
-from torchvision.transforms.v2.functional import resize
 
 from detector.annotations import read_annotations
 from detector.compact import LARGE_BYTES, compacted
 from detector.config import DataConfig, SplitFiles
 from detector.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,14 @@ class CocoData:
         single = ~self.crowd[span]
         return self.boxes[span][single], self.labels[span][single]
 
-    def image(self, index: int) -> Tensor:
+    def image(self, index: int) -> "Tensor":
         """(3, H, W) uint8 RGB. Raises UserError with file and id if it cannot be decoded or has another size.
 
         A picture that its EXIF data turns (a phone's) comes upright, unless its listed size says that the annotations
         mean it as it is stored.
         """
+        import torch  # what is annotated can be looked at without, and at once
+
         path = self.folder / self.file_names[index]
         where = f"{path} (image {self.image_ids[index]})"
         try:
@@ -224,11 +227,3 @@ def load_coco(
     else:
         found = read()
     return CocoData(annotations=annotations, folder=folder, **found._asdict())
-
-
-def resized(image: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """Image (3, H, W) uint8 brought to a new size: antialiased bilinear, still uint8, in the same memory order."""
-    if tuple(image.shape[1:]) == size_hw:
-        return image
-    new: Tensor = resize(image, list(size_hw), antialias=True)
-    return new

@@ -14,10 +14,10 @@ from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from detector.backbone import NAMED_WEIGHTS
 from detector.config import DetectorSections
 from detector.errors import NonFiniteLossError, RunFailedError, UserError
 from detector.final_training import FinalTraining, Job, Reporter
+from detector.named_weights import NAMED_WEIGHTS
 from detector.processes import Processes
 from detector.ray_session import here, ray_session
 

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2.functional import resize
 
-from detector.coco import CocoData, resized
+from detector.coco import CocoData
 from detector.config import TrainingConfig
 from detector.errors import UserError
 from detector.sampling import Draw, draw
@@ -172,3 +173,11 @@ def training_loader(data: CocoData, training: TrainingConfig, multiple: int) -> 
 def _training_size(image_hw: Size, drawn: int | None, *, training: TrainingConfig) -> Size:
     long_side = training.long_side if drawn is None else training.multi_scale_long_side
     return fit(image_hw, drawn, short_side=training.short_side, long_side=long_side)
+
+
+def resized(image: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """Image (3, H, W) uint8 brought to a new size: antialiased bilinear, still uint8, in the same memory order."""
+    if tuple(image.shape[1:]) == size_hw:
+        return image
+    new: Tensor = resize(image, list(size_hw), antialias=True)
+    return new

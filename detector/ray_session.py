@@ -81,3 +81,8 @@ def _check_address(address: str) -> None:
 def here() -> NodeAffinitySchedulingStrategy:
     """Keeps an actor on the driver's machine: others may leave, and their processors may calculate otherwise."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def first_line(error: Exception) -> str:
+    """Ray's errors are long."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

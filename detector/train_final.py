@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from detector.architecture import PRIORS, Architecture
-from detector.backbone import named_weights
 from detector.cache import open_lock
 from detector.command import keep_ray_to_itself, signals_wait, write_json
 from detector.config import DetectorSections
@@ -22,6 +21,7 @@ from detector.config_files import as_yaml, load_config, parse_config
 from detector.dry_run import dry_run
 from detector.errors import UserError
 from detector.final_training import FinalTraining, Job
+from detector.named_weights import named_weights
 from detector.presets import DEFAULT_CONFIG
 from detector.progress import Progress
 

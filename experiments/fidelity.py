@@ -37,8 +37,8 @@ from detector.evaluate import ap_and_ap50
 from experiments.full_training import CPU, LEARNING_RATE, WARMUP_STEPS, full_training
 from experiments.full_training import NAME as FULL_TRAINING
 from experiments.runs import Run, Runs
-from nas.config import Config
-from nas.preparation import VERSION, FeatureCache
+from nas.config import PROXY_VERSION, Config
+from nas.preparation import FeatureCache
 from nas.proxy import EVALUATION_BATCH, FrozenProxy, FullProxy, load_proxy
 from nas.space import load_prior, space_around
 
@@ -157,7 +157,7 @@ def main() -> None:
         parser.error("give two seeds at least: from one, noise cannot be told")
     runs = Runs(
         args.folder,
-        f"v{VERSION}-steps{args.steps}-rate{LEARNING_RATE}-warmup{WARMUP_STEPS}",
+        f"v{PROXY_VERSION}-steps{args.steps}-rate{LEARNING_RATE}-warmup{WARMUP_STEPS}",
         "experiments.fidelity",
         _arguments(args),
         KEPT,

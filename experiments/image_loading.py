@@ -24,10 +24,10 @@ from PIL import Image
 from torch.nn.functional import interpolate
 from torchvision.io import ImageReadMode, decode_image
 
-from detector.coco import CocoData, load_split, pictures, resized
+from detector.coco import CocoData, load_split, pictures
 from detector.config import DetectorSections, TrainingConfig
 from detector.config_files import load_config
-from detector.loader import DetectionDataset, collate, fit, training_loader
+from detector.loader import DetectionDataset, collate, fit, resized, training_loader
 from detector.sampling import Draw, draw
 
 GPU_IMAGES_PER_SECOND = (100, 200, 400, 800, 1600)

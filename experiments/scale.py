@@ -206,7 +206,8 @@ class Sleeping(ProxySource):
 def real(setting: Setting) -> Cost:
     from nas.cluster import Cluster, cluster_session
     from nas.metrics import SearchMetrics
-    from nas.search import RemoteController, run
+    from nas.remote_controller import RemoteController
+    from nas.search import run
 
     here = Cluster("default", setting.workers, 0.0, None, False)
     with tempfile.TemporaryDirectory() as folder, cluster_session(here) as (cluster, _):

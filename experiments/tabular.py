@@ -27,9 +27,8 @@ from detector.config_files import load_config
 from experiments.full_training import CPU
 from experiments.learning import search
 from experiments.runs import Run, Runs
-from nas.config import Config
+from nas.config import PROXY_VERSION, Config
 from nas.graph_regression import fitted, predict
-from nas.preparation import VERSION
 from nas.proxy import load_proxy
 from nas.space import load_prior, space_around
 from nas.store import Purpose, Store, Study
@@ -52,7 +51,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--only", nargs=2, metavar=("SOURCE", "PIECE"), help="one piece, in this process")
     args = parser.parse_args()
-    runs = Runs(args.folder, f"v{VERSION}", "experiments.tabular", ["--folder", str(args.folder)])
+    runs = Runs(args.folder, f"v{PROXY_VERSION}", "experiments.tabular", ["--folder", str(args.folder)])
     if args.only:
         torch.set_num_threads(1)
         run = Run(args.only[0], int(args.only[1]))
@@ -125,7 +124,7 @@ def _check_proxy(study: Study) -> None:
     config = load_config("shapes", Config)
     prior = load_prior(config.search.prior)
     sections = config.model_dump(mode="json")
-    ours = [sections["proxy"], sections["detector"], VERSION, prior and prior.to_dict()]
+    ours = [sections["proxy"], sections["detector"], PROXY_VERSION, prior and prior.to_dict()]
     theirs = [study.config[key] for key in ("proxy", "detector", "proxy version")] + [study.config["search"]["prior"]]
     data = load_split(config.data, None, "train")
     if json.dumps([*ours, data.hash]) != json.dumps([*theirs, study.data_hash]):
@@ -144,7 +143,7 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
     config = load_config("shapes", Config)
     return {
         "command": f"python -m experiments.tabular --uniform {args.uniform} --neighbours {args.neighbours}",
-        "proxy version": VERSION,
+        "proxy version": PROXY_VERSION,
         "data hash": load_split(config.data, None, "train").hash,
         "config": config.model_dump(mode="json"),
         "seeds": [SEED, *MORE_SEEDS],

@@ -30,8 +30,7 @@ from detector.nas_fpn import ReluConvNorm
 from experiments.fidelity import graphs
 from experiments.full_training import LEARNING_RATE, WARMUP_STEPS, full_training
 from experiments.runs import Run, Runs
-from nas.config import Config
-from nas.preparation import VERSION
+from nas.config import PROXY_VERSION, Config
 from nas.results import by_reward, prior_episode, verdicts
 from nas.store import Store
 
@@ -84,7 +83,7 @@ def main() -> None:
     arguments = ["--folder", str(args.folder), "--database", str(args.database), "--steps", str(args.steps)]
     runs = Runs(
         args.folder,
-        f"v{VERSION}-steps{args.steps}-rate{LEARNING_RATE}-warmup{WARMUP_STEPS}",
+        f"v{PROXY_VERSION}-steps{args.steps}-rate{LEARNING_RATE}-warmup{WARMUP_STEPS}",
         "experiments.winners",
         arguments,
         KEPT,

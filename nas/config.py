@@ -6,6 +6,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from detector.config import DetectorConfig, DetectorSections, OptimizationConfig, Section
 
+PROXY_VERSION = 4  # raise it when trained weights or rewards change: caches and studies are known by it
+
 
 class SearchConfig(Section):
     """Who proposes, how it learns, and what graphs may cost (nas/budget.py)."""

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from detector.architecture import Architecture
-from detector.backbone import named_weights
 from detector.cache import build_once
 from detector.cascade_rcnn import CascadeRcnn, DetectionHeads
 from detector.coco import CocoData
@@ -21,13 +20,13 @@ from detector.config import DetectorConfig
 from detector.errors import UserError
 from detector.levels import level_sizes, padding_multiple
 from detector.loader import Batch, DetectionDataset, Loader, fit_canvas
+from detector.named_weights import named_weights
 from detector.targets import Targets
 from detector.train import train
-from nas.config import Config, ProxyConfig
+from nas.config import PROXY_VERSION, Config, ProxyConfig
 from nas.pool import CellPool, draw_graph
 from nas.space import space_around
 
-VERSION = 4  # raise it when trained weights or rewards change: caches and studies are known by it
 PARTS = ("pretrain", "trial", "reward")
 # The detector is keyed apart.
 NOT_OF_FEATURES = {"pool", "trial", "confirm_steps", "norm_batches", "threads", "cache_limit_gb", "detector"}
@@ -126,7 +125,7 @@ def prepare(
     proxy, detector = config.proxy, config.proxy_detector
     _check_size(config, data)
     identity = {
-        "version": VERSION,
+        "version": PROXY_VERSION,
         "data": data.hash,
         "detector": named_weights(detector).model_dump(mode="json"),
         "proxy": proxy.model_dump(mode="json", exclude=NOT_OF_FEATURES),

@@ -1,44 +1,24 @@
-"""A search from its options to what it found: checks, preparation, trials, confirmation."""
+"""nas-search, from its options to what it found. What can be checked without PyTorch and Ray is checked first."""
 
 import argparse
-import contextlib
-import logging
-import sys
-import time
 from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING
-
-import torch
 
 from detector.architecture import Architecture
-from detector.backbone import named_weights
-from detector.coco import CocoData, load_split
-from detector.command import FAILED, INTERRUPTED, keep_ray_to_itself
+from detector.coco import load_split
+from detector.command import keep_ray_to_itself
 from detector.config_files import as_yaml, load_config
 from detector.errors import UserError
-from detector.progress import Progress
-from nas.algorithms import make_controller
+from detector.named_weights import named_weights
 from nas.budget import Budget
-from nas.config import Config
+from nas.config import PROXY_VERSION, Config
 from nas.confirm import RUNS_A_CANDIDATE, Confirmation
-from nas.control import Controlled
 from nas.lock import study_lock
-from nas.preparation import VERSION as PROXY_VERSION
-from nas.proxy import choose_device, prepare_proxy
 from nas.results import by_reward, prior_episode, verdicts
 from nas.screen import Screen
 from nas.space import load_prior, space_around
-from nas.store import Episode, State, Store, Study, flags_of, sqlite_path
+from nas.store import State, Store, Study, flags_of, sqlite_path
 from nas.store_errors import with_store_errors
-from nas.study import Schedule
 from nas.tabular import table_digest
-from nas.trial import ProxySource
-
-if TYPE_CHECKING:
-    from nas.cluster import Cluster
-
-log = logging.getLogger(__name__)
 
 EPISODES_A_RUN = 6  # of a search, for each run that confirms its best graphs
 
@@ -66,7 +46,15 @@ def _search(args: argparse.Namespace) -> int:
     with study_lock(args.database, args.study):
         if _is_finished(args, study, budget, config, screen):
             return 0
-        return _run(args, config, prior, budget, data, study, screen)
+        keep_ray_to_itself(args.address)
+        from nas.session import run_study  # PyTorch and Ray take seconds: what can be checked without has been
+
+        ended = run_study(args, config, prior, budget, data, study, screen)
+        if ended is not None:
+            return ended
+        store = Store(args.database, read_only=True)
+        _say_found(args, store, store.find_study(args.study)[0], screen.say)
+        return 0
 
 
 def _check_confirm(runs: int | None) -> None:
@@ -103,7 +91,7 @@ def _is_finished(args: argparse.Namespace, study: Study, budget: Budget, config:
     learned, _ = store.policy_figures(study_id)
     if not is_stopped and learned < len(episodes) // config.search.batch:
         return False  # killed after the last reward, and before the policy had learned from it
-    if is_stopped or not _confirmation(args, store, study_id, budget, config).is_finished:
+    if is_stopped or not confirmation(args, store, study_id, budget, config).is_finished:
         return False
     screen.say(
         f"study {args.study!r} has {len(episodes)} of {args.episodes} episodes: nothing to do; "
@@ -113,7 +101,7 @@ def _is_finished(args: argparse.Namespace, study: Study, budget: Budget, config:
     return True
 
 
-def _confirmation(
+def confirmation(
     args: argparse.Namespace, store: Store, study_id: int, budget: Budget, config: Config, *, shares_gpu: bool = False
 ) -> Confirmation:
     """Of a search that has ended."""
@@ -146,109 +134,6 @@ def _identity(config: Config, prior: Architecture | None) -> dict[str, object]:
     search = config.search.model_dump(mode="json") | {"prior": prior.to_dict() if prior else None}
     version = table_digest() if config.proxy.protocol == "tabular" else PROXY_VERSION
     return sections | {"search": search, "proxy version": version}
-
-
-def _run(
-    args: argparse.Namespace,
-    config: Config,
-    prior: Architecture | None,
-    budget: Budget,
-    data: CocoData,
-    study: Study,
-    screen: Screen,
-) -> int:
-    keep_ray_to_itself(args.address)
-    # Ray takes seconds to import.
-    from nas.cluster import Delivery, cluster_session
-    from nas.metrics import SearchMetrics
-    from nas.scalars import Scalars
-    from nas.search import RemoteController, run
-
-    cluster = _cluster(args)
-    source = ProxySource.of(config, args.data and args.data.absolute(), prior, data.hash)
-    space = space_around(prior)
-    with screen.progress as progress, contextlib.ExitStack() as closing:
-        shown: list[SearchMetrics | Scalars] = []
-        if args.tensorboard is not None:
-            scalars = Scalars(args.tensorboard / args.study)
-            closing.callback(scalars.close)
-            shown.append(scalars)
-        prepared = prepare_proxy(config, data, prior, choose_device(), progress)
-        torch.cuda.empty_cache()  # the device belongs to the trials now
-        screen.note(f"prepared in {time.monotonic() - screen.started:.0f} s")
-        with cluster_session(cluster) as (cluster, dashboard):
-            screen.note(f"dashboard: http://{dashboard} (it asks for a token: ray get-auth-token)")
-            screen.hint(f"dashboard http://{dashboard}; elsewhere: nas-status, nas-report, nas-control, nas-stop")
-            delivery = Delivery.of(prepared) if cluster.address is not None else None
-            make = partial(make_controller, config.search, space, prior, args.seed, budget)
-            controller = RemoteController(args.study, make, config.search.lag)
-            store = Store(args.database)
-            study_id = store.open_study(study)
-            store.set_target(study_id, args.episodes)
-            schedule = Schedule(
-                store,
-                study_id,
-                controller,
-                space,
-                prior,
-                budget,
-                episodes=args.episodes,
-                batch=config.search.batch,
-                lag=config.search.lag,
-                seed=args.seed,
-                steps=config.proxy.trial.steps,
-                rung_steps=config.search.rung_steps,
-                shares_gpu=cluster.shares_gpu,
-            )
-
-            shown.append(SearchMetrics(args.study))
-
-            def on_episodes(ended: list[Episode]) -> None:
-                controller.note(ended)
-                for figures in shown:
-                    figures.show(schedule.episodes.values(), schedule.version, controller.entropy)
-                screen.searching(ended, schedule.episodes.values(), schedule.settled, schedule.total)
-
-            on_episodes([])
-            plan = Controlled(schedule, store, study_id)
-            plan.listen()  # to what was asked before
-            run(plan, source, cluster, on_episodes, delivery)
-            stopped = plan.stopped
-            if stopped is None and plan.ending is None:
-                shares_gpu = cluster.shares_gpu
-                confirmation = _confirmation(args, store, study_id, budget, config, shares_gpu=shares_gpu)
-                report = partial(_report_confirmation, progress, confirmation)
-                report([])
-                plan = Controlled(confirmation, store, study_id)
-                run(plan, source, cluster, report, delivery)
-                stopped = plan.stopped
-    if plan.ending is not None:
-        print("nas-search: stopped on request; the same command continues", file=sys.stderr)
-        return INTERRUPTED
-    if stopped is not None:
-        print(f"nas-search: stopped: {stopped}", file=sys.stderr)
-        return FAILED
-    _say_found(args, store, study_id, screen.say)
-    return 0
-
-
-def _report_confirmation(progress: Progress, confirmation: Confirmation, _ended: list[Episode]) -> None:
-    if not confirmation.arms:
-        return
-    left = len(confirmation.left)
-    progress(f"confirming the best graphs, {left} left", confirmation.settled, confirmation.total)
-
-
-def _cluster(args: argparse.Namespace) -> "Cluster":
-    """Raises UserError for GPUs that this machine does not have: Ray would wait for ever."""
-    from nas.cluster import Cluster  # Ray takes seconds to import
-
-    gpus, per_trial = torch.cuda.device_count(), args.gpus_per_trial
-    if args.address is None and per_trial is None:  # Ray also counts GPUs that PyTorch here cannot use
-        per_trial = float(gpus > 0)
-    if args.address is None and per_trial > gpus:
-        raise UserError(f"--gpus-per-trial {per_trial:g}: this machine has {gpus} GPUs; give less, or --address ADDR")
-    return Cluster(args.study, args.workers, per_trial, args.address, args.verbose, args.trial_timeout)
 
 
 def _say_found(args: argparse.Namespace, store: Store, study_id: int, say: Callable[[str], None]) -> None:

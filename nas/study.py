@@ -98,7 +98,8 @@ class Schedule:
         self._skipped: set[int] = set()  # evaluations whose trials still run, for nothing
 
         stored = store.policies(study_id)
-        controller.restore(stored)
+        if stored:
+            controller.restore(stored)  # else it may still be on its way, while the first trial starts
         self.version = max(stored, default=0)
         # AP by evaluation, None until it has ended.
         self._rungs = {evaluation.id: evaluation.ap for evaluation in store.evaluations(study_id, Purpose.RUNG)}

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import torch
 
-from detector.coco import resized
+from detector.loader import resized
 from experiments import image_loading
 
 

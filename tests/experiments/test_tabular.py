@@ -7,8 +7,7 @@ from detector.coco import load_split
 from detector.config_files import load_config
 from experiments import tabular
 from experiments.runs import Run, Runs
-from nas.config import Config
-from nas.preparation import VERSION
+from nas.config import PROXY_VERSION, Config
 from nas.service import _identity
 from nas.space import load_prior
 from nas.store import Outcome, Store, Study
@@ -71,7 +70,7 @@ def test_pieces_and_searches_are_joined_by_graph(runs: Runs, database: Path) -> 
 @pytest.mark.parametrize(
     "other",
     [
-        study("old", 0, **{"proxy version": VERSION - 1}),
+        study("old", 0, **{"proxy version": PROXY_VERSION - 1}),
         study("old", 0)._replace(data_hash="other data"),
         study("old", 0, search={"algorithm": "random", "prior": None}),
     ],
