@@ -1,9 +1,11 @@
-# `make search` and `make test` set up what they need: a virtual environment with pinned packages.
+# All of these set up what they need: a virtual environment in .venv with pinned packages.
 PYTHON ?= python3
 EPISODES ?= 400
 ARGS ?=
 
-.PHONY: search test
+.PHONY: install search test
+install: .venv/ready
+
 search: .venv/ready
 	.venv/bin/nas-search --episodes $(EPISODES) $(ARGS)
 

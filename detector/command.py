@@ -38,7 +38,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefa
     """Defaults are said where there is something to say."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        has_default = action.default is not None and action.default is not False
+        has_default = action.default not in (None, False, [])
         return super()._get_help_string(action) if has_default else action.help
 
 

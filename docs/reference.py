@@ -4,6 +4,7 @@ docs/commands.md from the commands' help, docs/configuration.md from the configu
 they are older than the code.
 """
 
+import argparse
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -117,5 +118,6 @@ def _line(text: str | None) -> str:
 PAGES = {"commands.md": commands, "configuration.md": configuration}
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for page, make in PAGES.items():
         Path(__file__).with_name(page).write_text(make(), encoding="utf-8")

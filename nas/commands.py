@@ -104,8 +104,10 @@ def _search_parser() -> Parser:
     parser.add_argument("--episodes", type=count(1), default=400, metavar="N", help="in all, earlier runs included")
     parser.add_argument("--algorithm", choices=("reinforce", "random", "evolution"), help="who proposes")
     parser.add_argument("--prior", metavar="NAME|FILE|none", help="where to start: nas-fpn, fpn or a best.json")
-    parser.add_argument("--max-gflops", type=_positive, metavar="X", help="a pyramid above is not trained")
-    parser.add_argument("--max-params", type=count(1), metavar="N", help="a pyramid above is not trained")
+    parser.add_argument(
+        "--max-gflops", type=_positive, metavar="X", help="a pyramid above is drawn again, and never trained"
+    )
+    parser.add_argument("--max-params", type=count(1), metavar="N", help="refuse a search for larger pyramids")
     parser.add_argument(
         "--confirm", type=count(0), metavar="N", help="runs of the best graphs with new seeds; default: episodes / 6"
     )

@@ -42,9 +42,10 @@ class SearchConfig(Section):
     rung_steps: PositiveInt | None = None
     """Steps of a first training, after which the worse half of a batch is pruned; none when absent."""
     max_gflops: PositiveFloat | None = None
-    """Billions of multiply-adds of the pyramid at the final test size; a graph above is not trained."""
+    """Billions of multiply-adds of the pyramid at the final test size; a graph above is drawn again, and fails as
+    `invalid` after a hundred draws."""
     max_params: PositiveInt | None = None
-    """Of the pyramid; a graph above is not trained."""
+    """Of the pyramid, the same for all graphs of a search: a search for larger ones is refused."""
     target_gflops: PositiveFloat | None = None
     """Prices cost into rewards: AP * (GFLOPs / target) ** -0.07 (Tan et al. 2019, arXiv:1807.11626)."""
 

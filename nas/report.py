@@ -16,7 +16,10 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from detector.command import write_text
+from detector.config_files import load_config
+from detector.presets import DEFAULT_CONFIG
 from nas import charts, summary
+from nas.config import Config
 from nas.drawing import svg, text
 from nas.findings import Findings
 from nas.store import Episode, Store, flags_of
@@ -68,7 +71,7 @@ def page(findings: Findings, others: Sequence[Findings], flags: str) -> str:
         strangers=[other.study.name for other in others if not other.is_comparable_with(findings)],
         found=summary.found(findings),
         trust=summary.trust(findings),
-        following=summary.following(findings, flags),
+        following=summary.following(findings, flags, _config_flags(findings)),
         numbers=_numbers(findings),
         pictures=[_picture(findings, episode) for episode in findings.best[:PICTURES]],
         prior=_prior(findings),
@@ -155,22 +158,25 @@ def _row(findings: Findings) -> dict[str, str]:
         "highest reward": f"{findings.ranked[0].reward:.4f}" if findings.ranked else "none",
         "mean of the last": f"{learned.last:.4f} ({learned.episodes})" if learned else "too few",
         "confirmed winner": f"{verdict.mean:.4f} ({verdict.runs} runs)" if verdict else "none",
-        "hours": f"{findings.effort.hours:.2g}",
+        "episodes an hour": _an_hour(findings),
     }
 
 
 def _effort(findings: Findings) -> list[tuple[str, str]]:
     effort = findings.effort
-    an_hour = f"{findings.settled / effort.hours:,.0f}" if effort.hours else "unknown"
     return [
         ("trials, confirming runs included", f"{effort.trials:,}"),
         ("training steps in all of them", f"{effort.steps:,}"),
         ("time of searching, long pauses left out", _duration(effort.hours)),
-        ("episodes an hour", an_hour),
+        ("episodes an hour", _an_hour(findings)),
         ("trials at a time, at most", str(effort.workers)),
         ("time in trials, summed over workers", _duration(effort.worker_hours)),
         ("share of the workers' time spent in trials", f"{effort.utilisation:.0%}"),
     ]
+
+
+def _an_hour(findings: Findings) -> str:
+    return f"{findings.settled / findings.effort.hours:,.0f}" if findings.effort.hours else "unknown"
 
 
 def _duration(hours: float) -> str:
@@ -194,11 +200,20 @@ def _without_nothing(section: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _without_nothing(value) if isinstance(value, Mapping) else value for key, value in values.items()}
 
 
+def _config_flags(findings: Findings) -> str:
+    """What nas-search needs besides the study: nothing where its defaults do."""
+    ours = Config.model_validate(yaml.safe_load(configuration(findings)))
+    default = load_config(DEFAULT_CONFIG, Config)
+    same = default.model_copy(update={"search": default.search.model_copy(update={"algorithm": ours.search.algorithm})})
+    if ours == same:
+        return "" if ours.search == default.search else f" --algorithm {ours.search.algorithm}"
+    return " --config search.yaml" + (" --data DIR" if ours.data.source == "coco" else "")
+
+
 def _command(findings: Findings, flags: str) -> str:
-    data = " --data DIR" if findings.study.config["data"]["source"] == "coco" else ""
     seed = f" --seed {findings.study.seed}" if findings.study.seed else ""
     episodes = max(findings.target, len(findings.episodes))
-    return f"nas-search --config search.yaml{data} --episodes {episodes}{seed}{flags}"
+    return f"nas-search{_config_flags(findings)} --episodes {episodes}{seed}{flags}"
 
 
 def prior_json(findings: Findings) -> str | None:

@@ -33,23 +33,26 @@ def trust(findings: Findings) -> list[str]:
     return [_certainty(findings), *_learned(findings), *_failures(findings), PROXY]
 
 
-def following(findings: Findings, flags: str) -> list[tuple[str, str]]:
-    """Commands to go on with, and what each does. flags: how they find the study."""
+def following(findings: Findings, flags: str, config: str = "") -> list[tuple[str, str]]:
+    """Commands to go on with, and what each does. flags: how they find the study; config: what nas-search needs to have
+    its configuration and data again.
+    """
     ranked = findings.ranked
     steps = []
+    data = " --data DIR" if findings.study.config["data"]["source"] == "coco" else ""
     if findings.settled < findings.target:
-        steps.append((f"nas-search --episodes {findings.target}{flags}", "goes on with this search"))
+        steps.append((f"nas-search{config} --episodes {findings.target}{flags}", "goes on with this search"))
     elif findings.algorithm != "random":
         steps.append(
             (
-                f"nas-search --algorithm random --study random{_database(flags)}",
+                f"nas-search{config} --episodes {findings.target} --algorithm random --study random{_database(flags)}",
                 "searches without learning: what a search must beat",
             )
         )
     if ranked:
         steps.append((f"nas-export --best{flags}", "writes the best pyramid to best.json"))
-        steps.append(("train-final --arch best.json --dry-run", "says what the final training would take"))
-        steps.append(("train-final --arch best.json", "trains the whole detector with it"))
+        steps.append((f"train-final --arch best.json{data} --dry-run", "says what the final training would take"))
+        steps.append((f"train-final --arch best.json{data}", "trains the whole detector with it"))
     return steps
 
 
