@@ -28,7 +28,9 @@ def rewards(findings: Findings, others: Sequence[Findings] = ()) -> go.Figure:
     if again:
         marker = {"color": BLUE, "size": 5, "opacity": 0.55, "symbol": "circle-open"}
         figure.add_scatter(**_dots(again), name="the same graph again", marker=marker)
-    figure.add_scatter(**_line(*running_mean(findings)), name=f"mean of the last {RECENT}", line={"color": BLUE})
+    figure.add_scatter(
+        **_line(*running_mean(findings)), name=f"mean of the last {window(findings)}", line={"color": BLUE}
+    )
     steps = {"color": ORANGE, "shape": "hv", "dash": "dash"}
     figure.add_scatter(**_line(*best_so_far(findings)), name="best so far", line=steps)
     if findings.prior is not None and findings.prior.reward is not None:
@@ -47,7 +49,9 @@ def compared(studies: Sequence[Findings]) -> go.Figure:
     figure = _figure("episode", "reward (AP)")
     for findings, colour in zip(studies, (BLUE, ORANGE, *OTHERS), strict=False):
         name = findings.study.name
-        figure.add_scatter(**_line(*running_mean(findings)), name=f"{name}: mean of {RECENT}", line={"color": colour})
+        figure.add_scatter(
+            **_line(*running_mean(findings)), name=f"{name}: mean of {window(findings)}", line={"color": colour}
+        )
         line = {"color": colour, "shape": "hv", "dash": "dash"}
         figure.add_scatter(**_line(*best_so_far(findings)), name=f"{name}: best so far", line=line)
     return figure
@@ -114,12 +118,18 @@ def costs(findings: Findings) -> go.Figure:
     return figure
 
 
+def window(findings: Findings) -> int:
+    """Episodes of a running mean: fewer in short searches."""
+    return max(1, min(RECENT, len(findings.rewarded) // 5))
+
+
 def running_mean(findings: Findings) -> tuple[list[int], list[float]]:
-    """Numbers of episodes, and the mean reward of the last RECENT ones that have one. Thinned."""
+    """Numbers of episodes, and the mean reward of the last ones that have one. Thinned."""
     values = [episode.reward for episode in findings.rewarded if episode.reward is not None]
     numbers = [episode.number for episode in findings.rewarded]
-    places = range(min(len(values), RECENT) - 1, len(values), -(-len(values) // MOST_DOTS) or 1)
-    means = [statistics.fmean(values[max(0, place + 1 - RECENT) : place + 1]) for place in places]
+    count = window(findings)
+    places = range(count - 1, len(values), -(-len(values) // MOST_DOTS) or 1)
+    means = [statistics.fmean(values[place + 1 - count : place + 1]) for place in places]
     return [numbers[place] for place in places], means
 
 
