@@ -161,7 +161,7 @@ def _export_final_parser() -> Parser:
 
 
 def _quiet_option(parser: Parser) -> None:
-    parser.add_argument("--quiet", action="store_true", help="say what came of it, and nothing before")
+    parser.add_argument("--quiet", action="store_true", help="no progress: only warnings and what came of it")
 
 
 def _testing_options(parser: Parser) -> None:

@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -40,7 +41,8 @@ def parse_config(content: Mapping[str, Any], model: type[Config], where: str, ch
 
 def as_yaml(config: BaseModel) -> str:
     """The whole configuration, as a file that load_config reads."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=110)
+    sections = {name: section for name, section in config.model_dump(mode="json").items() if section is not None}
+    return yaml.safe_dump(sections, sort_keys=False, width=110)
 
 
 def _with_bases(name: str) -> Mapping[str, Any]:
@@ -48,16 +50,20 @@ def _with_bases(name: str) -> Mapping[str, Any]:
     contents: list[Mapping[str, Any]] = []
     names = [name]
     while True:
-        content = dict(_read_yaml(names[-1]))
+        try:
+            content = dict(_read_yaml(names[-1]))
+        except UserError as error:
+            asked = f" (the {BASE} of {names[-2]})" if len(names) > 1 else ""
+            raise UserError(f"{error}{asked}") from error
         base = content.pop(BASE, None)
         contents.append(content)
         if base is None:
             break
-        if not isinstance(base, str):
+        if not isinstance(base, str) or not base:
             raise UserError(f"config {names[-1]}: {BASE} must be the name of a preset or a file (given: {base!r})")
         if base not in presets():
-            base = str(Path(names[-1]).parent / base)
-        if base in names:
+            base = os.path.normpath(Path(names[-1]).parent / base)
+        if base in [os.path.normpath(known) for known in names]:
             raise UserError(f"config {name}: {' is based on '.join([*names, base])}, which goes round in a circle")
         names.append(base)
     return functools.reduce(lambda below, above: _merged(below, above), reversed(contents))

@@ -56,7 +56,7 @@ def train_final(args: argparse.Namespace) -> int:
         raise UserError(f"{validation_data.annotations}: holds no objects, so that nothing can be evaluated")
     if training_data.category_names != validation_data.category_names:
         raise UserError(f"{validation_data.annotations}: its categories are not those of {training_data.annotations}")
-    terminal = Terminal(is_quiet=args.quiet)
+    terminal = Terminal(is_quiet=args.quiet and not args.dry_run)
     device = torch.device("cuda" if torch.cuda.is_available() and args.gpus_per_worker != 0 else "cpu")
     if args.dry_run:
         dry_run(job, args.workers, device, terminal)

@@ -41,7 +41,13 @@ error that names the nearest one.
 | `smoke` | tests: rewards mean nothing | a minute on two cores |
 """
 EXPLAINED = {("proxy", "detector"), ("data", "train"), ("data", "val")}  # a table's row says enough of them
-KINDS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "`true`, `false`", "null": "none"}
+KINDS = {
+    "integer": "whole number",
+    "number": "number",
+    "string": "text",
+    "boolean": "`true`, `false`",
+    "null": "`null`",
+}
 LIMITS = {"exclusiveMinimum": "above", "minimum": "from", "exclusiveMaximum": "below"}
 
 
@@ -82,7 +88,7 @@ def table(path: str, section: type[BaseModel]) -> str:
             anchor = f"{path}{name}".replace(".", "")
             rows.append(f"| `{name}` | section | [below](#{anchor}) | {_line(field.description)} |")
             continue
-        shown = "required" if field.is_required() else "none" if default is None else f"`{as_yaml(default)}`"
+        shown = "required" if field.is_required() else "`null`" if default is None else f"`{as_yaml(default)}`"
         rows.append(f"| `{name}` | {value(properties[name])} | {shown} | {_line(field.description)} |")
     return "\n".join(rows) + "\n"
 

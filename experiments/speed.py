@@ -12,6 +12,7 @@ needs in the cache.
 """
 
 import argparse
+import json
 import os
 import resource
 import statistics
@@ -184,9 +185,11 @@ def seconds_to_first_episode(command: list[str], folder: str) -> float:
         [*command, "--json"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
         assert process.stdout is not None
-        process.stdout.readline()
+        first = process.stdout.readline()
         took = time.perf_counter() - start
         process.communicate()
+    if process.returncode or json.loads(first)["reward"] is None:
+        raise SystemExit(f"{' '.join(command)}: ended with {process.returncode} and {first}")
     return took
 
 

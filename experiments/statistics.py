@@ -36,6 +36,7 @@ def _loaded(root: Path | None, split: str) -> CocoData:
 
 def report(data: CocoData) -> int:
     """Two tables."""
+    shares = [shown_share(data, sampling) for sampling in ("uniform", "class_aware", "class_diversity")]
     for line in data.left_out():
         print(line)
     print("| what | figure |\n|---|---|")
@@ -44,7 +45,6 @@ def report(data: CocoData) -> int:
     print("\n| class | boxes | images | share of images | class_aware | class_diversity |\n|---|---|---|---|---|---|")
     boxes, presence = _boxes_of(data), ClassPresence.of(data)
     images = np.bincount(presence.label, minlength=data.num_classes)
-    shares = [shown_share(data, sampling) for sampling in ("uniform", "class_aware", "class_diversity")]
     order = np.argsort(-boxes, kind="stable")
     chosen = order if len(order) <= SHOWN else np.concatenate((order[: SHOWN // 2], order[-SHOWN // 2 :]))
     for place, label in enumerate(chosen.tolist()):
@@ -84,6 +84,8 @@ def _boxes_of(data: CocoData) -> NDArray[np.int64]:
 
 def shown_share(data: CocoData, sampling: Sampling) -> NDArray[np.float64]:
     """The share of draws whose image holds a class, for every class: (K,)."""
+    if not data.num_objects:
+        return np.zeros(data.num_classes)
     weights = image_weights(data, sampling, epsilon=0.1)
     presence = ClassPresence.of(data)
     shares: NDArray[np.float64] = np.zeros(data.num_classes)

@@ -1,5 +1,6 @@
 """The charts of a report, as Plotly draws them: data and layout, in colours that the colour-blind tell apart."""
 
+import html
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -20,14 +21,14 @@ MOST_VERSIONS = 200
 
 def rewards(findings: Findings, others: Sequence[Findings] = ()) -> go.Figure:
     """Every trial a dot, the running mean and the best so far as lines, and the prior; of others the running mean."""
-    figure = _figure("episode", "reward (AP)")
+    figure = _figure("episode", "reward")
     shown = _thinned(findings.rewarded)
     own = [episode for episode in shown if episode.state == State.DONE]
     again = [episode for episode in shown if episode.state == State.REUSED]
-    figure.add_scatter(**_dots(own), name="trial", marker={"color": BLUE, "size": 5, "opacity": 0.55})
+    figure.add_scatter(**_dots(own), name="judged", marker={"color": BLUE, "size": 5, "opacity": 0.55})
     if again:
         marker = {"color": BLUE, "size": 5, "opacity": 0.55, "symbol": "circle-open"}
-        figure.add_scatter(**_dots(again), name="the same graph again", marker=marker)
+        figure.add_scatter(**_dots(again), name="judged before", marker=marker)
     figure.add_scatter(
         **_line(*running_mean(findings)), name=f"mean of the last {window(findings)}", line={"color": BLUE}
     )
@@ -37,18 +38,21 @@ def rewards(findings: Findings, others: Sequence[Findings] = ()) -> go.Figure:
         span = [0, max(episode.number for episode in findings.episodes)]
         constant = {"color": GREY, "dash": "dot"}
         figure.add_scatter(**_line(span, [findings.prior.reward] * 2), name="where it started", line=constant)
-    for other, colour in zip(others, OTHERS, strict=False):
-        line = {"color": colour, "dash": "longdash"}
-        figure.add_scatter(**_line(*running_mean(other)), name=f"mean of {other.study.name}", line=line)
-    figure.update_yaxes(range=_most_of([e.reward for e in findings.rewarded if e.reward is not None]))
+    for number, other in enumerate(others):
+        line = {"color": OTHERS[number % len(OTHERS)], "dash": "longdash"}
+        figure.add_scatter(**_line(*running_mean(other)), name=f"mean of {_name(other)}", line=line)
+    limits = _most_of([e.reward for e in findings.rewarded if e.reward is not None])
+    drawn = [y for trace in figure.data if trace.mode == "lines" for y in trace.y]  # lines are to be seen whole
+    figure.update_yaxes(range=limits and [min([limits[0], *drawn]), max([limits[1], *drawn])])
     return figure
 
 
 def compared(studies: Sequence[Findings]) -> go.Figure:
     """Running means, and the best so far, of several studies."""
-    figure = _figure("episode", "reward (AP)")
-    for findings, colour in zip(studies, (BLUE, ORANGE, *OTHERS), strict=False):
-        name = findings.study.name
+    figure = _figure("episode", "reward")
+    colours = (BLUE, ORANGE, *OTHERS)
+    for number, findings in enumerate(studies):
+        name, colour = _name(findings), colours[number % len(colours)]
         figure.add_scatter(
             **_line(*running_mean(findings)), name=f"{name}: mean of {window(findings)}", line={"color": colour}
         )
@@ -127,6 +131,8 @@ def running_mean(findings: Findings) -> tuple[list[int], list[float]]:
     """Numbers of episodes, and the mean reward of the last ones that have one. Thinned."""
     values = [episode.reward for episode in findings.rewarded if episode.reward is not None]
     numbers = [episode.number for episode in findings.rewarded]
+    if not values:
+        return [], []
     count = window(findings)
     places = range(count - 1, len(values), -(-len(values) // MOST_DOTS) or 1)
     means = [statistics.fmean(values[place + 1 - count : place + 1]) for place in places]
@@ -163,6 +169,11 @@ def options_of(place: int, options: Sequence[float]) -> str:
     }
     best = sorted(range(len(options)), key=lambda option: -options[option])[:3]
     return ", ".join(f"{names[kind][option]} {options[option]:.2f}" for option in best)
+
+
+def _name(findings: Findings) -> str:
+    """Plotly takes names for markup."""
+    return html.escape(findings.study.name, quote=False)
 
 
 def _figure(x: str, y: str) -> go.Figure:

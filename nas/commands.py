@@ -120,7 +120,7 @@ def _search_parser() -> Parser:
     parser.add_argument("--address", metavar="ADDR", help="a running Ray cluster to join")
     parser.add_argument("--tensorboard", type=Path, metavar="DIR", help="where to write its events: DIR/STUDY")
     said = parser.add_mutually_exclusive_group()
-    said.add_argument("--quiet", action="store_true", help="say what was found, and nothing before")
+    said.add_argument("--quiet", action="store_true", help="no progress: only warnings and what was found")
     said.add_argument("--json", action="store_true", help="a line of JSON on standard output for each episode")
     said.add_argument("--verbose", action="store_true", help="show Ray's own messages")
     return parser

@@ -5,7 +5,7 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -15,11 +15,12 @@ from nas.store import Episode, Evaluation, PolicyFigures, Purpose, State, Store,
 
 RECENT = 50  # episodes of a running mean
 PART = 100  # episodes that are compared, first with last
-LONG_PAUSE = 10  # times the median time between two trials: the search stood still
+PAUSE_S = 60.0  # without a trial: the search stood still
+LEAST_DIFFERENT = 10  # graphs in a part, for its mean to say anything
 
 
 class Effort(NamedTuple):
-    """Of all trials, confirming ones included. hours: of searching, without long pauses; worker_hours: in trials."""
+    """Of some trials. hours: from the first to the last, without pauses; worker_hours: in trials."""
 
     trials: int
     steps: int
@@ -30,16 +31,19 @@ class Effort(NamedTuple):
     @property
     def utilisation(self) -> float:
         """The share of the workers' time that trials took."""
-        return min(1.0, self.worker_hours / (self.hours * self.workers)) if self.hours else 0.0
+        return self.worker_hours / (self.hours * self.workers) if self.hours else 0.0
 
 
 class Learned(NamedTuple):
-    """Mean rewards of the first and of the last sampled episodes, and the standard error of their difference."""
+    """Mean rewards of the different graphs among the first `episodes` samples and among the last, the standard error of
+    their difference, and how many different ones there are among the last.
+    """
 
     first: float
     last: float
     error: float
     episodes: int
+    different: int
 
 
 @dataclass(frozen=True)
@@ -58,19 +62,20 @@ class Findings:
     def of(cls, store: Store, name: str, best: int) -> "Findings":
         """With the graphs of the `best` ones. Raises UserError if there is no such study."""
         study_id, study = store.find_study(name)
+        episodes = store.episodes(study_id)  # first: what they wait for is then there, though the search goes on
         trials = [trial for purpose in Purpose for trial in store.evaluations(study_id, purpose)]
         found = cls(
             study,
             store.created(study_id),
             store.target(study_id),
-            store.episodes(study_id),
+            episodes,
             trials,
             store.policy_history(study_id),
             {},
         )
         shown = [*found.best[:best], *filter(None, [found.prior])]
         graphs = {episode.architecture_hash: store.architecture(episode.architecture_hash) for episode in shown}
-        return cls(study, found.created, found.target, found.episodes, trials, found.policies, graphs)
+        return cls(study, found.created, found.target, episodes, trials, found.policies, graphs)
 
     @property
     def algorithm(self) -> str:
@@ -140,23 +145,24 @@ class Findings:
 
     @cached_property
     def effort(self) -> Effort:
-        ended = [trial for trial in self.trials if trial.ended is not None and trial.seconds is not None]
-        worked = timedelta(seconds=sum(trial.seconds or 0.0 for trial in ended))
-        steps = sum(trial.measurement.budget for trial in ended)
-        searched = _time_without_pauses(ended)
-        workers = _most_at_once(ended)
-        return Effort(len(ended), steps, searched / timedelta(hours=1), worked / timedelta(hours=1), workers)
+        """Of all trials, confirming ones included."""
+        return _effort(self.trials)
+
+    @cached_property
+    def effort_of_search(self) -> Effort:
+        """Without confirming runs."""
+        return _effort([trial for trial in self.trials if trial.measurement.purpose != Purpose.CONFIRM])
 
     @cached_property
     def learned(self) -> Learned | None:
-        """None of a search too short to tell."""
-        drawn = [e.reward for e in self.rewarded if e.log_prob is not None and e.reward is not None]
-        if len(drawn) < 2 * RECENT:
-            return None
+        """None of a search too short to tell, or one that proposes the same few graphs."""
+        drawn = [episode for episode in self.rewarded if episode.log_prob is not None]
         count = min(PART, len(drawn) // 2)
-        first, last = drawn[:count], drawn[-count:]
-        error = ((statistics.variance(first) + statistics.variance(last)) / count) ** 0.5
-        return Learned(statistics.fmean(first), statistics.fmean(last), error, count)
+        first, last = ([*_different(part).values()] for part in (drawn[:count], drawn[len(drawn) - count :]))
+        if count < RECENT or min(len(first), len(last)) < LEAST_DIFFERENT:
+            return None
+        error = (statistics.variance(first) / len(first) + statistics.variance(last) / len(last)) ** 0.5
+        return Learned(statistics.fmean(first), statistics.fmean(last), error, count, len(last))
 
     def is_comparable_with(self, other: "Findings") -> bool:
         """Whether rewards mean the same: equal data, detector and proxy. Who proposes may differ."""
@@ -164,25 +170,36 @@ class Findings:
 
 
 def _judge(study: Study) -> dict[str, Any]:
-    return {key: value for key, value in study.config.items() if key not in ("search", "training")}
+    """What rewards follow from. Sizes of the final detector matter where cost is priced into them."""
+    target = study.config["search"]["target_gflops"]
+    of_search = {"search", "training"} if target is None else {"search"}
+    return {key: value for key, value in study.config.items() if key not in of_search} | {"target": target}
 
 
-def _time_without_pauses(ended: Sequence[Evaluation]) -> timedelta:
-    """From the start of the first trial to the end of the last one, less the time in which none ended for long."""
-    if not ended:
-        return timedelta()
-    ends = sorted(trial.ended for trial in ended if trial.ended is not None)
-    first = ended[0].seconds or 0.0
-    gaps = [(after - before).total_seconds() for before, after in itertools.pairwise(ends)]
-    longest = LONG_PAUSE * max(first, statistics.median(gaps) if gaps else 0.0)
-    return timedelta(seconds=first + sum(gap for gap in gaps if gap <= longest))
+def _different(episodes: Sequence[Episode]) -> dict[int, float]:
+    """Rewards by evaluation: a graph that came again says nothing new."""
+    return {episode.evaluation_id: episode.reward for episode in episodes if episode.reward is not None}
 
 
-def _most_at_once(ended: Sequence[Evaluation]) -> int:
+def _effort(trials: Sequence[Evaluation]) -> Effort:
+    spans = sorted(
+        (trial.ended.timestamp() - trial.seconds, trial.ended.timestamp())
+        for trial in trials
+        if trial.ended is not None and trial.seconds is not None
+    )
+    steps = sum(trial.measurement.budget for trial in trials if trial.ended is not None)
+    searched = until = 0.0
+    for start, end in spans:
+        if until:
+            searched += min(max(0.0, end - until), end - start) if start - until > PAUSE_S else max(0.0, end - until)
+        else:
+            searched = end - start
+        until = max(until, end)
+    worked = sum(end - start for start, end in spans)
+    return Effort(len(spans), steps, searched / 3600, worked / 3600, _most_at_once(spans))
+
+
+def _most_at_once(spans: Sequence[tuple[float, float]]) -> int:
     """Trials that ran at the same time, at most."""
-    changes: list[tuple[datetime, int]] = []
-    for trial in ended:
-        if trial.ended is not None and trial.seconds:
-            changes += [(trial.ended - timedelta(seconds=trial.seconds), 1), (trial.ended, -1)]
-    running = itertools.accumulate(change for _, change in sorted(changes))
-    return max(running, default=0)
+    changes = [(start, 1) for start, end in spans if end > start] + [(end, -1) for start, end in spans if end > start]
+    return max(itertools.accumulate(change for _, change in sorted(changes)), default=0)

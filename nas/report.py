@@ -39,7 +39,9 @@ def _report(args: argparse.Namespace) -> int:
     findings = Findings.of(store, args.study, PICTURES)
     others = [Findings.of(store, name, 0) for name in dict.fromkeys(args.compare or []) if name != args.study]
     baselines = [] if others else _baselines(store, findings)
-    write_text(args.output, page(findings, others or baselines, flags_of(args.database, args.study)))
+    write_text(
+        args.output, page(findings, others or baselines, flags_of(args.database), flags_of("nas.db", args.study))
+    )
     print(f"{args.output}: {findings.settled} episodes of study {args.study!r}; open it in a browser")
     return 0
 
@@ -61,8 +63,10 @@ class Picture(NamedTuple):
     figures: Sequence[str]
 
 
-def page(findings: Findings, others: Sequence[Findings], flags: str) -> str:
-    """The whole page. flags: how the commands that it names find the study."""
+def page(findings: Findings, others: Sequence[Findings], of_database: str = "", of_study: str = "") -> str:
+    """The whole page. of_database, of_study: what the commands that it names need to find the study."""
+    flags = summary.Flags(of_database, of_study, _config_flags(findings))
+    baselines = [s for s in others if s.algorithm == "random" and s.is_comparable_with(findings)]
     environment = Environment(loader=PackageLoader("nas", "."), autoescape=True, undefined=StrictUndefined)
     environment.filters["figure"] = _figure
     return environment.get_template("report.html").render(
@@ -70,8 +74,8 @@ def page(findings: Findings, others: Sequence[Findings], flags: str) -> str:
         others=others,
         strangers=[other.study.name for other in others if not other.is_comparable_with(findings)],
         found=summary.found(findings),
-        trust=summary.trust(findings),
-        following=summary.following(findings, flags, _config_flags(findings)),
+        trust=summary.trust(findings, baselines),
+        following=summary.following(findings, flags, has_baseline=bool(baselines)),
         numbers=_numbers(findings),
         pictures=[_picture(findings, episode) for episode in findings.best[:PICTURES]],
         prior=_prior(findings),
@@ -80,7 +84,8 @@ def page(findings: Findings, others: Sequence[Findings], flags: str) -> str:
         effort=_effort(findings),
         configuration=configuration(findings),
         prior_file=prior_json(findings),
-        command=_command(findings, flags),
+        measure=summary.measure(findings),
+        command=f"nas-search{flags.config} --episodes {max(findings.target, len(findings.episodes))} --study again",
         versions=[(name, importlib.metadata.version(name)) for name in PACKAGES],
         plotly=Markup(get_plotlyjs()),
     )
@@ -98,7 +103,7 @@ def _figure(figure: go.Figure, name: str, what: str) -> Markup:
 
 def _numbers(findings: Findings) -> list[tuple[str, str]]:
     """What is to be seen at a glance: what, and how much."""
-    effort, best = findings.effort, next(iter(findings.best), None)
+    best = next(iter(findings.best), None)
     numbers = [("episodes", f"{findings.settled:,} of {max(findings.target, len(findings.episodes)):,}")]
     if best is not None:
         verdict = findings.verdicts.get(best.architecture_hash)
@@ -108,7 +113,7 @@ def _numbers(findings: Findings) -> list[tuple[str, str]]:
         confirmed = findings.verdicts.get(findings.prior.architecture_hash)
         value = f"{findings.prior.reward:.4f}" if confirmed is None else f"{confirmed.mean:.4f}"
         numbers.append(("where it started", value))
-    return [*numbers, ("time of searching", _duration(effort.hours)), ("failed", str(_failed(findings)))]
+    return [*numbers, ("time of searching", _duration(findings.effort.hours)), ("failed", str(_failed(findings)))]
 
 
 def _failed(findings: Findings) -> int:
@@ -122,7 +127,8 @@ def _picture(findings: Findings, episode: Episode) -> Picture:
     figures = [f"reward {episode.reward:.4f} in one run"]
     if verdict is not None:
         spread = "" if verdict.spread is None else f" ± {verdict.spread:.4f} (standard deviation)"
-        figures.insert(0, f"AP {verdict.mean:.4f}{spread}, {verdict.runs} new runs of {verdict.steps} steps")
+        runs = f"{verdict.runs} new run{'s' if verdict.runs > 1 else ''} of {verdict.steps} steps"
+        figures.insert(0, f"{summary.measure(findings)} {verdict.mean:.4f}{spread}, {runs}")
         if verdict.beats_prior is not None:
             figures.append(f"better than the start with probability {verdict.beats_prior:.2f}")
         if verdict.latency_ms is not None:
@@ -167,7 +173,8 @@ def _effort(findings: Findings) -> list[tuple[str, str]]:
     return [
         ("trials, confirming runs included", f"{effort.trials:,}"),
         ("training steps in all of them", f"{effort.steps:,}"),
-        ("time of searching, long pauses left out", _duration(effort.hours)),
+        ("time of searching, pauses of more than a minute left out", _duration(effort.hours)),
+        ("of it confirming runs, about", _duration(max(0.0, effort.hours - findings.effort_of_search.hours))),
         ("episodes an hour", _an_hour(findings)),
         ("trials at a time, at most", str(effort.workers)),
         ("time in trials, summed over workers", _duration(effort.worker_hours)),
@@ -176,7 +183,9 @@ def _effort(findings: Findings) -> list[tuple[str, str]]:
 
 
 def _an_hour(findings: Findings) -> str:
-    return f"{findings.settled / findings.effort.hours:,.0f}" if findings.effort.hours else "unknown"
+    """Confirming runs aside."""
+    hours = findings.effort_of_search.hours
+    return f"{findings.settled / hours:,.0f}" if hours else "unknown"
 
 
 def _duration(hours: float) -> str:
@@ -205,15 +214,11 @@ def _config_flags(findings: Findings) -> str:
     ours = Config.model_validate(yaml.safe_load(configuration(findings)))
     default = load_config(DEFAULT_CONFIG, Config)
     same = default.model_copy(update={"search": default.search.model_copy(update={"algorithm": ours.search.algorithm})})
-    if ours == same:
-        return "" if ours.search == default.search else f" --algorithm {ours.search.algorithm}"
-    return " --config search.yaml" + (" --data DIR" if ours.data.source == "coco" else "")
-
-
-def _command(findings: Findings, flags: str) -> str:
     seed = f" --seed {findings.study.seed}" if findings.study.seed else ""
-    episodes = max(findings.target, len(findings.episodes))
-    return f"nas-search{_config_flags(findings)} --episodes {episodes}{seed}{flags}"
+    if ours == same:
+        is_default = ours.search.algorithm == default.search.algorithm
+        return ("" if is_default else f" --algorithm {ours.search.algorithm}") + seed
+    return " --config search.yaml" + (" --data DIR" if ours.data.source == "coco" else "") + seed
 
 
 def prior_json(findings: Findings) -> str | None:

@@ -26,6 +26,7 @@ class Screen:
         self.is_quiet = is_quiet
         self.as_json = as_json
         self.started = time.monotonic()
+        self.out = sys.stdout  # a bar that is drawn takes its place
         self._hints: list[str] = []
 
     def note(self, line: str) -> None:
@@ -34,7 +35,7 @@ class Screen:
             self.say(line)
 
     def say(self, line: str) -> None:
-        print(line, file=sys.stderr if self.as_json else sys.stdout, flush=True)
+        print(line, file=sys.stderr if self.as_json else self.out, flush=True)
 
     def hint(self, line: str) -> None:
         """To be seen all the time below the bar of a terminal."""
@@ -45,7 +46,7 @@ class Screen:
         known = list(episodes)
         if self.as_json:
             for episode in ended:
-                print(json.dumps(as_dict(episode)), flush=True)
+                print(json.dumps(as_dict(episode)), file=self.out, flush=True)
         rewards = [episode.reward for episode in known if episode.reward is not None]
         best = f", best reward {max(rewards):.4f}" if rewards else ""
         below = [*lines(known), *self._hints] if self.progress.is_drawn else ()

@@ -6,6 +6,7 @@ One process writes, the driver of a search; others read. Every method of Store i
 import contextlib
 import json
 import os
+import shlex
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -235,14 +236,12 @@ class Evaluation(NamedTuple):
     seconds: float | None = None
     ended: datetime | None = None
     detail: str | None = None
-    worker: str | None = None
 
 
 class PolicyFigures(NamedTuple):
     """What is kept of every version of a policy. probabilities: see ProposerState."""
 
     version: int
-    baseline: float | None
     entropy: float | None
     probabilities: list[list[float]] | None
 
@@ -569,7 +568,7 @@ class Store:
 
     def policy_history(self, study_id: int) -> list[PolicyFigures]:
         """All versions, oldest first."""
-        columns = PolicyRow.version, PolicyRow.baseline, PolicyRow.entropy, PolicyRow.probabilities
+        columns = PolicyRow.version, PolicyRow.entropy, PolicyRow.probabilities
         query = select(*columns).where(PolicyRow.study_id == study_id).order_by(PolicyRow.version)
         with self._begin() as session:
             return [PolicyFigures(*row) for row in session.execute(query)]
@@ -630,7 +629,6 @@ def _as_evaluation(row: EvaluationRow) -> Evaluation:
         row.seconds,
         row.ended,
         row.detail,
-        row.worker,
     )
 
 
@@ -719,10 +717,10 @@ def shown(database: str) -> str:
         return "URL"
 
 
-def flags_of(database: str, study: str) -> str:
+def flags_of(database: str, study: str = "default") -> str:
     """What a command needs to find a study, with a space before it; empty where defaults do."""
-    of_database = "" if database == "nas.db" else f" --database {shown(database)}"
-    return of_database + ("" if study == "default" else f" --study {study}")
+    of_database = "" if database == "nas.db" else f" --database {shlex.quote(shown(database))}"
+    return of_database + ("" if study == "default" else f" --study {shlex.quote(study)}")
 
 
 def database_url(database: str) -> URL:

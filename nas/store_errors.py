@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from detector.command import FAILED
+from detector.command import FAILED, USER_ERROR
 from nas.store import shown
 
 
@@ -14,6 +14,9 @@ def with_store_errors(name: str, command: Callable[[argparse.Namespace], int], a
     """A database that fails underway (disk full, locked, damaged) is one line, and no traceback."""
     try:
         return command(args)
+    except UnicodeEncodeError as error:  # bytes of the command line that are no text
+        print(f"{name}: {error.object[:80]!a} is no text", file=sys.stderr)
+        return USER_ERROR
     except (SQLAlchemyError, UnicodeDecodeError) as error:
         reason = str(getattr(error, "orig", None) or error).splitlines()[0]
         print(f"{name}: --database {shown(args.database)} failed: {reason}", file=sys.stderr)

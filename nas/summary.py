@@ -1,12 +1,26 @@
 """What a search has found, in words: for people who will not read a table."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from detector.architecture import MergeCell
 from nas.findings import Findings
 from nas.results import Verdict
-from nas.store import Episode
+from nas.store import Episode, State
 
 SURE, LIKELY = 0.95, 0.8
-LEARNED_ERRORS = 3.0  # standard errors from which on a difference of means is more than luck
+ERRORS = 3.0  # standard errors from which on a difference of means is more than luck
+START = "the pyramid that the search started from"
+
+
+class Flags(NamedTuple):
+    """What commands need, each with a space before it: to find the database, the study, and to have its configuration
+    again.
+    """
+
+    database: str
+    study: str
+    config: str
 
 
 def found(findings: Findings) -> list[str]:
@@ -17,82 +31,75 @@ def found(findings: Findings) -> list[str]:
     best = findings.best[0]
     verdict = findings.verdicts.get(best.architecture_hash)
     if findings.prior is not None and best.architecture_hash == findings.prior.architecture_hash:
-        lines.append(f"None was found that is better than the pyramid that it started from ({_ap(best, verdict)}).")
-    else:
-        lines.append(
-            f"The best one is that of episode {best.number}: {_ap(best, verdict)}{_against(findings, verdict)}."
-        )
-        lines += _differences(findings, best)
-    return lines
+        return [*lines, f"None was found that is better than {START} ({_reached(findings, best, verdict)})."]
+    reached, against = _reached(findings, best, verdict), _against(findings, verdict)
+    return [
+        *lines,
+        f"The best one is that of episode {best.number}: {reached}{against}.",
+        *_differences(findings, best),
+    ]
 
 
-def trust(findings: Findings) -> list[str]:
-    """How sure that is, and what it does not say."""
+def trust(findings: Findings, baselines: Sequence[Findings] = ()) -> list[str]:
+    """How sure that is, and what it does not say. baselines: searches without learning, whose rewards mean the same."""
     if not findings.ranked:
         return []
-    return [_certainty(findings), *_learned(findings), *_failures(findings), PROXY]
+    compared = [_beside(findings, baseline) for baseline in baselines]
+    return [_certainty(findings), *_learned(findings), *filter(None, compared), *_failures(findings), _proxy(findings)]
 
 
-def following(findings: Findings, flags: str, config: str = "") -> list[tuple[str, str]]:
-    """Commands to go on with, and what each does. flags: how they find the study; config: what nas-search needs to have
-    its configuration and data again.
-    """
-    ranked = findings.ranked
+def following(findings: Findings, flags: Flags, *, has_baseline: bool = False) -> list[tuple[str, str]]:
+    """Commands to go on with, and what each does."""
     steps = []
+    here = flags.database + flags.study
     data = " --data DIR" if findings.study.config["data"]["source"] == "coco" else ""
-    if findings.settled < findings.target:
-        steps.append((f"nas-search{config} --episodes {findings.target}{flags}", "goes on with this search"))
-    elif findings.algorithm != "random":
-        steps.append(
-            (
-                f"nas-search{config} --episodes {findings.target} --algorithm random --study random{_database(flags)}",
-                "searches without learning: what a search must beat",
-            )
-        )
-    if ranked:
-        steps.append((f"nas-export --best{flags}", "writes the best pyramid to best.json"))
+    first = findings.episodes[0] if findings.episodes else None
+    if first is not None and first.log_prob is None and first.state == State.FAILED:
+        steps.append((f"nas-control retry 0{here}", f"tries {START} again, which failed: nothing goes on without it"))
+    elif findings.settled < findings.target:
+        steps.append((f"nas-search{flags.config} --episodes {findings.target}{here}", "goes on with this search"))
+    elif findings.algorithm != "random" and not has_baseline:
+        command = f"nas-search{flags.config} --episodes {findings.target} --algorithm random --study random"
+        steps.append((command + flags.database, "searches without learning: what a search must beat"))
+    if findings.ranked:
+        steps.append((f"nas-export --best{here}", "writes the best pyramid to best.json"))
         steps.append((f"train-final --arch best.json{data} --dry-run", "says what the final training would take"))
         steps.append((f"train-final --arch best.json{data}", "trains the whole detector with it"))
     return steps
 
 
-def _database(flags: str) -> str:
-    """Without the study."""
-    return flags.partition(" --study")[0]
-
-
-PROXY = (
-    "Rewards are the average precision (AP, from 0 to 1) of a shortened training on a part of the training images. "
-    "They tell bad pyramids from good ones more surely than the best from each other; how a pyramid does in the end, "
-    "only a final training shows."
-)
+def measure(findings: Findings) -> str:
+    """What rewards are."""
+    return "AP" if findings.study.config["search"]["target_gflops"] is None else "AP times a factor for its cost"
 
 
 def _done(findings: Findings) -> str:
-    start = {None: "the pyramid that it was given", "nas-fpn": "the published NAS-FPN", "fpn": "the plain FPN"}
-    came_from = "nothing" if findings.prior_graph is None else start[findings.prior_name]
+    starts = {None: "the pyramid that it was given", "nas-fpn": "the published NAS-FPN", "fpn": "the plain FPN"}
+    came_from = "nothing" if findings.prior_graph is None else starts[findings.prior_name]
     settled, target = findings.settled, max(findings.target, len(findings.episodes))
     many = f"{settled:,} of {target:,}" if settled < target else f"{settled:,}"
     return (
-        f"The search tried {many} pyramids, {len(findings.ranked):,} of them different ones that could be judged, "
-        f"starting from {came_from}."
+        f"The search has proposed {many} pyramids, starting from {came_from}; {len(findings.ranked):,} different ones "
+        "were judged."
     )
 
 
-def _ap(episode: Episode, verdict: Verdict | None) -> str:
+def _reached(findings: Findings, episode: Episode, verdict: Verdict | None) -> str:
     if verdict is None:
-        return f"a reward of {episode.reward:.4f} in one run"
-    return f"an AP of {verdict.mean:.4f}, the mean of {verdict.runs} runs with new seeds"
+        return f"a reward ({measure(findings)}) of {episode.reward:.4f} in one run"
+    runs = "in one run with a new seed" if verdict.runs == 1 else f"the mean of {verdict.runs} runs with new seeds"
+    return f"{measure(findings)} {verdict.mean:.4f}, {runs}"
 
 
 def _against(findings: Findings, verdict: Verdict | None) -> str:
+    """Only what was measured in the same way is set beside it."""
     prior = findings.prior
     if prior is None:
         return ""
     confirmed = findings.verdicts.get(prior.architecture_hash)
     if verdict is not None and confirmed is not None:
-        return f"; the one that the search started from has {confirmed.mean:.4f}"
-    return f"; the one that the search started from had {prior.reward:.4f}"
+        return f"; {START} has {confirmed.mean:.4f}"
+    return "" if verdict is not None else f"; {START} had {prior.reward:.4f}"
 
 
 def _differences(findings: Findings, best: Episode) -> list[str]:
@@ -101,7 +108,7 @@ def _differences(findings: Findings, best: Episode) -> list[str]:
         return []
     ours = findings.graphs[best.architecture_hash].aligned_with(prior).cells
     changed = sum(_key(a) != _key(b) for a, b in zip(ours, prior.cells, strict=False))
-    return [f"It differs from that one in {changed} of its {len(ours)} merging cells."]
+    return [f"It differs from {START} in {changed} of its {len(ours)} merging cells."]
 
 
 def _key(cell: MergeCell) -> tuple[object, ...]:
@@ -116,17 +123,24 @@ def _certainty(findings: Findings) -> str:
             "Nothing is confirmed yet. The highest of many single rewards is mostly a lucky one: expect less from it, "
             "and do not compare it with anything."
         )
-    if prior is None or verdict.beats_prior is None:
-        return "It was judged anew with seeds that the search had not used, so that luck plays no part in its figure."
+    if prior is not None and best.architecture_hash == prior.architecture_hash:
+        return f"{len(findings.verdicts)} pyramids were judged anew, with seeds that the search had not used."
+    if prior is not None and verdict.beats_prior is None:
+        return f"It is still to be judged beside {START}, with seeds that the search had not used."
+    if verdict.beats_prior is None:
+        return (
+            f"It is the best of {len(findings.verdicts)} that were judged anew, with seeds that the search had not "
+            "used: nearly what it is worth, and still a little flattered, as the best of several is."
+        )
     return f"{_sure(verdict.beats_prior)} (probability {verdict.beats_prior:.2f}, from runs with new seeds)."
 
 
 def _sure(probability: float) -> str:
     if probability >= SURE:
-        return "It is better than the pyramid that the search started from, as far as short trainings tell"
+        return f"It is better than {START}, as far as the runs of a search tell"
     if probability >= LIKELY:
-        return "It is probably better than the pyramid that the search started from, which is not sure"
-    return "It was not shown to be better than the pyramid that the search started from"
+        return f"It is probably better than {START}, which is not sure"
+    return f"It was not shown to be better than {START}"
 
 
 def _learned(findings: Findings) -> list[str]:
@@ -134,12 +148,31 @@ def _learned(findings: Findings) -> list[str]:
     if learned is None or findings.algorithm == "random":
         return []
     gain = learned.last - learned.first
-    means = f"mean reward of the first {learned.episodes} and the last: {learned.first:.4f}, {learned.last:.4f}"
-    if gain > LEARNED_ERRORS * learned.error:
+    means = (
+        f"the different ones among the first {learned.episodes} have a mean reward of {learned.first:.4f}, the "
+        f"{learned.different} among the last {learned.episodes} one of {learned.last:.4f}"
+    )
+    if gain > ERRORS * learned.error:
         return [f"The search has learned: what it proposes has become better ({means})."]
-    if gain < -LEARNED_ERRORS * learned.error:
-        return [f"What the search proposes has become worse ({means}): something is wrong with its configuration."]
+    if gain < -ERRORS * learned.error:
+        return [f"What the search proposes has become worse ({means})."]
     return [f"That the search has learned anything cannot be seen ({means})."]
+
+
+def _beside(findings: Findings, baseline: Findings) -> str | None:
+    """Whether learning was worth anything, by what new seeds say of both winners."""
+    ours, theirs = (next(iter(study.verdicts.values()), None) for study in (findings, baseline))
+    if ours is None or theirs is None or ours.steps != theirs.steps or ours.spread is None or theirs.spread is None:
+        return None
+    error = (ours.spread**2 / ours.runs + theirs.spread**2 / theirs.runs) ** 0.5
+    gain = ours.mean - theirs.mean
+    name = f"the search without learning ({baseline.study.name}, {baseline.settled:,} episodes)"
+    figures = f"its winner has {theirs.mean:.4f} with new seeds, this one {ours.mean:.4f}"
+    if gain > ERRORS * error:
+        return f"It has beaten {name}: {figures}."
+    if gain < -ERRORS * error:
+        return f"It was beaten by {name}: {figures}."
+    return f"It has not beaten {name}: {figures}, a difference that luck explains (standard error {error:.4f})."
 
 
 def _failures(findings: Findings) -> list[str]:
@@ -148,3 +181,16 @@ def _failures(findings: Findings) -> list[str]:
         return []
     causes = ", ".join(f"{count} {cause}" for cause, count, _ in findings.causes)
     return [f"{failed} of {len(findings.episodes)} episodes failed ({causes}); they count neither for nor against."]
+
+
+def _proxy(findings: Findings) -> str:
+    """What rewards say, and what they do not."""
+    proxy = findings.study.config["proxy"]
+    if proxy["protocol"] == "tabular":
+        return "Rewards were looked up in the tabular benchmark: nothing was trained."
+    how = "with weights that all pyramids share" if proxy["trial"]["steps"] == 0 else "after a shortened training"
+    return (
+        f"Rewards ({measure(findings)}; average precision, from 0 to 1) say how a pyramid does {how}, on a part of the "
+        "training images. They tell bad pyramids from good ones more surely than the best from each other; how one "
+        "does in the end, only a final training shows."
+    )

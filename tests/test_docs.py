@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,12 @@ def blocks(page: str, language: str) -> list[str]:
 def test_every_key_of_the_configuration_is_documented() -> None:
     """python docs/reference.py makes the page anew."""
     assert (DOCS / "configuration.md").read_text() == reference.configuration()
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="help is laid out in another way")
+def test_the_page_of_commands_is_up_to_date() -> None:
+    """python docs/reference.py makes it anew."""
+    assert (DOCS / "commands.md").read_text() == reference.commands()
 
 
 @pytest.mark.parametrize("command", [*OF_SERVICE, *OF_DETECTOR])

@@ -70,6 +70,9 @@ def test_a_printed_configuration_is_the_same_again(tmp_path: Path, name: str) ->
     config = load_config(name, Config)
     (tmp_path / "printed.yaml").write_text(as_yaml(config))
     assert load_config(str(tmp_path / "printed.yaml"), Config) == config
+    of_detector = as_yaml(load_config(name, DetectorSections).model_copy(update={"search": None, "proxy": None}))
+    (tmp_path / "printed.yaml").write_text(of_detector)  # what train-final prints serves nas-search
+    assert load_config(str(tmp_path / "printed.yaml"), Config).training == config.training
 
 
 def test_a_file_states_differences_to_its_base(tmp_path: Path) -> None:
@@ -87,7 +90,9 @@ def test_a_file_states_differences_to_its_base(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("base: mine.yaml", "goes round in a circle"),
-        ("base: absent.yaml", r"absent\.yaml: cannot be read"),
+        ("base: folder/../mine.yaml", "goes round in a circle"),
+        ('base: ""', "base must be the name of a preset or a file"),
+        ("base: absent.yaml", r"absent\.yaml: cannot be read .*the base of .*mine\.yaml"),
         ("base: [shapes]", "base must be the name of a preset or a file"),
         ("base: shapes\nproxy: 3", r"proxy: .*given: 3"),
     ],

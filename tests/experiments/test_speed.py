@@ -50,5 +50,15 @@ def test_both_ways_to_judge_say_the_same(monkeypatch) -> None:
 
 
 def test_both_pyramids_are_the_same_work() -> None:
-    for step in speed.pyramids(2, 8, (64, 64), 4):
+    steps = speed.pyramids(2, 8, (64, 64), 4)
+    features = [torch.randn(2, 8, size, size) for size in (16, 8, 4, 2, 1)]
+    ours, straight = (step.args[0](list(features)) for step in steps)
+    for mine, other in zip(ours, straight, strict=True):
+        torch.testing.assert_close(mine, other)
+    for step in steps:
         step()
+
+
+def test_a_search_that_fails_is_no_measurement(tmp_path) -> None:
+    with pytest.raises(SystemExit, match="ended with 1"):
+        speed.seconds_to_first_episode(["false"], str(tmp_path))

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -23,7 +24,18 @@ from nas.config import Config
 from nas.findings import Findings
 from nas.report import configuration, page
 from nas.service import _identity
-from nas.store import Cause, Episode, Evaluation, Measurement, PolicyFigures, Purpose, State, Store, Study
+from nas.store import (
+    Cause,
+    Episode,
+    Evaluation,
+    Measurement,
+    PolicyFigures,
+    Purpose,
+    State,
+    Store,
+    Study,
+    flags_of,
+)
 from tests.nas.fakes import SPACE, refused, run, schedule
 
 BEGAN = datetime(2026, 1, 1)
@@ -59,7 +71,7 @@ def made(
     stream = random.Random(0)
     options = [SPACE.sizes[kind] for kind in SPACE.kinds]
     figures = [
-        PolicyFigures(version, 0.3, 1.0, [[stream.random() for _ in range(size)] for size in options])
+        PolicyFigures(version, 0.3, [[stream.random() for _ in range(size)] for size in options])
         for version in range(versions)
     ]
     graphs = {_hash(number): PRIORS["fpn" if number else "nas-fpn"].canonical() for number in range(len(rewards))}
@@ -89,7 +101,7 @@ def test_a_search_that_ran_gets_a_page(here: Path, capsys) -> None:
     assert report([]) == 0
     assert "report.html: 12 episodes of study 'default'" in capsys.readouterr().out
     written = Path("report.html").read_text()
-    assert "The search tried 12 pyramids" in written
+    assert "The search has proposed 12 pyramids" in written
     assert "<h2>Failures</h2>" in written
     assert Path("nas.db").read_bytes() == before
     assert "has no study 'other'; it holds default" in refused(capsys, report(["--compare", "other"]))
@@ -106,7 +118,7 @@ def test_a_search_that_ran_gets_a_page(here: Path, capsys) -> None:
 def test_a_winner_is_called_what_new_seeds_say(best: list[float], said: str) -> None:
     findings = made([0.3, 0.4, 0.35], confirmed=[[0.3, 0.301, 0.302], best])
     assert said in words(summary.trust(findings))
-    assert "the mean of 3 runs with new seeds; the one that the search started from has 0.3010" in words(
+    assert "the mean of 3 runs with new seeds; the pyramid that the search started from has 0.3010" in words(
         summary.found(findings)
     )
 
@@ -114,15 +126,58 @@ def test_a_winner_is_called_what_new_seeds_say(best: list[float], said: str) -> 
 def test_what_is_not_confirmed_is_said_to_be_luck() -> None:
     findings = made([0.3, 0.4])
     assert "Nothing is confirmed yet" in words(summary.trust(findings))
-    assert "a reward of 0.4000 in one run; the one that the search started from had 0.3000" in words(
+    assert "a reward (AP) of 0.4000 in one run; the pyramid that the search started from had 0.3000" in words(
         summary.found(findings)
     )
-    assert "better" not in words(summary.trust(findings)).replace("The highest of many", "")
+    assert "is better" not in words(summary.trust(findings))
+
+
+def test_only_figures_of_one_kind_stand_side_by_side() -> None:
+    """The winner is confirmed already, the prior not yet: its single reward is another kind of figure."""
+    findings = made([0.3, 0.4], confirmed=[[], [0.35]])
+    assert "AP 0.3500, in one run with a new seed." in words(summary.found(findings))
+    assert "It is still to be judged beside the pyramid that the search started from" in words(summary.trust(findings))
+
+
+def test_without_a_prior_the_best_of_several_is_said_to_be_flattered() -> None:
+    findings = made([0.3, 0.4], confirmed=[[0.3, 0.31], [0.35, 0.36]], of=study(prior=None))
+    findings = replace(findings, episodes=[e._replace(log_prob=-1.0) for e in findings.episodes])
+    assert "the best of 2 that were judged anew" in words(summary.trust(findings))
+    assert "starting from nothing" in words(summary.found(findings))
+
+
+def test_rewards_are_called_what_they_are() -> None:
+    priced = study()
+    priced.config["search"]["target_gflops"] = 0.5
+    findings = made([0.3, 0.4], of=priced)
+    assert "AP times a factor for its cost" in words(summary.found(findings))
+    assert not findings.is_comparable_with(made([0.3]))
+    one_shot = study()
+    one_shot.config["proxy"]["trial"]["steps"] = 0
+    assert "with weights that all pyramids share" in words(summary.trust(made([0.3], of=one_shot)))
+    assert "after a shortened training" in words(summary.trust(made([0.3])))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "said"),
+    [
+        ([0.30, 0.31, 0.32], "It has beaten the search without learning"),
+        ([0.395, 0.405, 0.41], "It has not beaten the search without learning"),
+        ([0.50, 0.51, 0.52], "It was beaten by the search without learning"),
+    ],
+)
+def test_whether_it_beat_its_baseline(theirs: list[float], said: str) -> None:
+    ours = made([0.3, 0.4], confirmed=[[0.3, 0.31, 0.3], [0.40, 0.41, 0.40]])
+    baseline = made([0.3, 0.4], confirmed=[[0.2, 0.21, 0.2], theirs], of=study("draws", algorithm="random"))
+    assert said in words(summary.trust(ours, [baseline]))
+    assert said in page(ours, [baseline])
 
 
 def test_a_prior_that_nothing_beats_is_the_result() -> None:
     findings = made([0.4, 0.3], confirmed=[[0.4, 0.4], [0.3, 0.31]])
-    assert "None was found that is better than the pyramid that it started from" in words(summary.found(findings))
+    assert "None was found that is better than the pyramid that the search started from" in words(
+        summary.found(findings)
+    )
 
 
 @pytest.mark.parametrize(
@@ -135,10 +190,42 @@ def test_whether_it_learned(late: float, said: str) -> None:
     assert said not in words(summary.trust(made(rewards, of=study(algorithm="random"))))
 
 
+def test_the_same_graph_again_is_no_evidence_of_learning() -> None:
+    """A policy that has settled on one graph repeats one noisy measurement."""
+    stream = random.Random(0)
+    findings = made([stream.gauss(0.3, 0.02) for _ in range(101)] + [0.312] * 100)
+    again = [e._replace(evaluation_id=150) if e.number > 100 else e for e in findings.episodes]
+    assert findings.learned is not None
+    assert replace(findings, episodes=again).learned is None
+
+
 def test_nothing_yet() -> None:
+    some = made([0.3, 0.4], of=study("some"))
     for findings in (made([]), made([None])):
         assert "None of them has a reward yet." in words(summary.found(findings))
-        assert "<h2>Rewards</h2>" not in page(findings, [], "")
+        assert "<h2>Rewards</h2>" not in page(findings, [])
+        assert "<td>some</td>" in page(findings, [some])
+        assert "<td>default</td>" in page(some, [findings])
+    assert "nas-control retry 0" in typed(page(made([None]), []))
+
+
+def test_it_is_whole_while_the_search_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An episode that begins and ends between two looks at the database."""
+    store = Store("nas.db")
+    plan = schedule(store, 8, of=study())
+    run(plan, workers=1, stop_after=4)
+    read = Store.episodes
+
+    def late(self: Store, study_id: int) -> list[Episode]:
+        found = read(self, study_id)
+        monkeypatch.undo()
+        run(plan, workers=1, stop_after=2)
+        return found
+
+    monkeypatch.setattr(Store, "episodes", late)
+    assert page(Findings.of(store, "default", 6), [])
+    monkeypatch.undo()
+    assert len(store.episodes(1)) > 4
 
 
 def test_effort_counts_time_without_pauses() -> None:
@@ -147,16 +234,30 @@ def test_effort_counts_time_without_pauses() -> None:
     assert (findings.effort.workers, findings.effort.trials) == (2, 20)
     assert findings.effort.utilisation == pytest.approx(1.0)
     late = [trial._replace(ended=trial.ended + timedelta(days=3)) for trial in findings.trials[10:]]
-    paused = Findings(**{**vars(made([0.3] * 20)), "trials": [*findings.trials[:10], *late]})
-    assert paused.effort.hours == pytest.approx(36 / 3600)
+    paused = replace(made([0.3] * 20), trials=[*findings.trials[:10], *late])
+    assert paused.effort.hours == pytest.approx(40 / 3600)
+
+
+def test_long_confirming_runs_are_no_pauses() -> None:
+    findings = made([0.3] * 4, confirmed=[[0.3, 0.31]])
+    end = BEGAN + timedelta(seconds=8)
+    slow = [
+        trial._replace(ended=end + timedelta(seconds=50 * number), seconds=50.0)
+        for number, trial in enumerate(findings.trials[4:], 1)
+    ]
+    findings = replace(findings, trials=[*findings.trials[:4], *slow])
+    assert findings.effort.hours == pytest.approx(108 / 3600)
+    assert findings.effort_of_search.hours == pytest.approx(8 / 3600)
+    assert findings.effort.utilisation == pytest.approx(116 / 216)
 
 
 @pytest.mark.parametrize("rewards", [[0.3, 0.4], [0.3, None]])
-@pytest.mark.parametrize("flags", ["", " --database a.db --study x"])
-def test_every_command_it_names_can_be_typed(rewards: list[float | None], flags: str) -> None:
+@pytest.mark.parametrize("flags", [("", ""), (" --database 'a b.db'", " --study x")])
+def test_every_command_it_names_can_be_typed(rewards: list[float | None], flags: tuple[str, str]) -> None:
     parsers = {"nas-search": _search_parser, "nas-export": _export_parser, "train-final": _train_final_parser}
-    for typed, _ in summary.following(made(rewards), flags):
-        command, *arguments = shlex.split(typed)
+    of_all = summary.Flags(*flags, " --config search.yaml --data DIR --seed 3")
+    for line, _ in summary.following(made(rewards), of_all):
+        command, *arguments = shlex.split(line)
         parsers[command]().parse_args(arguments)
 
 
@@ -171,8 +272,8 @@ def test_commands_say_what_data_and_configuration_they_need() -> None:
         "default", json.loads(json.dumps(_identity(load_config("shapes", Config), PRIORS["nas-fpn"]))), 0, ""
     )
     bccd = shapes._replace(config=json.loads(json.dumps(_identity(load_config("bccd", Config), PRIORS["nas-fpn"]))))
-    assert "nas-search --episodes 1 --algorithm random --study random" in typed(page(made([0.3], of=shapes), [], ""))
-    written = typed(page(made([0.3], of=bccd), [], ""))
+    assert "nas-search --episodes 1 --algorithm random --study random" in typed(page(made([0.3], of=shapes), []))
+    written = typed(page(made([0.3], of=bccd), []))
     assert "nas-search --config search.yaml --data DIR --episodes 1 --algorithm random" in written
     assert "train-final --arch best.json --data DIR --dry-run" in written
 
@@ -186,19 +287,31 @@ def test_its_configuration_is_that_of_the_search(tmp_path: Path, prior: Architec
     assert json.loads(json.dumps(_identity(config, prior))) == findings.study.config
 
 
+def test_names_are_quoted_in_commands_and_are_no_markup_in_charts() -> None:
+    assert flags_of("a b.db", "x; rm y") == " --database 'a b.db' --study 'x; rm y'"
+    hostile = made([0.3], of=study('<a href="https://evil.example/">best</a>'))
+    names = [trace.name for trace in charts.compared([hostile]).data]
+    assert not [name for name in names if "<" in name]
+
+
+def test_bytes_that_are_no_text_are_one_line(here: Path, capsys) -> None:
+    run(schedule(Store("nas.db"), 4, of=study()), workers=1)
+    assert "is no text" in refused(capsys, report(["--study", "x\udcff"]))
+
+
 def test_names_and_details_cannot_be_markup() -> None:
-    written = page(made([0.3, None, 0.4], of=study("</script><script>alert(1)")), [], "")
+    written = page(made([0.3, None, 0.4], of=study("</script><script>alert(1)")), [])
     assert "<script>alert(1)" not in written
     assert "<b>made up</b>" not in written
 
 
 def test_other_searches_stand_beside_it() -> None:
     findings, random_one = made([0.3, 0.4]), made([0.3, 0.35], of=study("draws", algorithm="random"))
-    written = page(findings, [random_one], "")
+    written = page(findings, [random_one])
     assert "<td>draws</td>" in written
     assert "rewards cannot be\ncompared" not in written
     stranger = made([0.9], of=study("other")._replace(data_hash="0" * 64))
-    assert "rewards cannot be\ncompared with it: other" in page(findings, [stranger], "")
+    assert "rewards cannot be\ncompared with it: other" in page(findings, [stranger])
 
 
 def test_a_search_without_learning_is_the_baseline(here: Path) -> None:
@@ -227,7 +340,7 @@ def large() -> Findings:
 
 
 def test_a_large_search_has_a_small_page(large: Findings) -> None:
-    assert len(page(large, [large], "")) < 10 * 10**6
+    assert len(page(large, [large])) < 10 * 10**6
     numbers, highest = charts.best_so_far(large)
     assert highest == sorted(highest)
     assert (numbers[-1], highest[-1]) == (9999, max(e.reward for e in large.episodes))
@@ -254,7 +367,7 @@ def test_it_works_in_a_browser(tmp_path: Path, browser, large: Findings, width: 
     few = made([0.3, 0.4, None, 0.35], confirmed=[[0.3, 0.31], [0.4, 0.41]], versions=3)
     for number, findings in enumerate((few, large)):
         path = tmp_path / f"{number}.html"
-        path.write_text(page(findings, [few], ""))
+        path.write_text(page(findings, [few]))
         with contextlib.closing(
             browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         ) as c:

@@ -63,6 +63,14 @@ def test_quiet_says_only_what_was_found(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr() == ("found\n", "")
 
 
+def test_lines_for_programs_go_to_standard_output_though_a_bar_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = Screen(as_json=True)
+    screen.progress.console = Console(file=io.StringIO(), force_terminal=True, width=110)
+    searched(screen)
+    out, _ = capsys.readouterr()
+    assert [json.loads(line)["episode"] for line in out.splitlines()] == [0, 1]
+
+
 def test_for_programs_every_episode_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     searched(Screen(as_json=True))
     out, err = capsys.readouterr()
