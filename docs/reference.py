@@ -23,7 +23,7 @@ COMMANDS = """# Commands
 Every command says this with `--help`. Exit codes: 0 done or nothing to do, 1 the run failed, 2 a mistake in the command
 or its input (one line says what, where, and what would be right), 130 and 143 interrupted.
 """
-WIDTH = 110  # of help
+WIDTH = 100  # of help
 CONFIGURATION = """# Configuration
 
 A configuration is a preset's name or a YAML file of these sections. A file states what differs from the defaults below

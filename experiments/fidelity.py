@@ -12,7 +12,8 @@ how well the reference's seeds agree with each other. Pearson's correlation, whi
 printed beside tau.
 
 Restartable: each run is one file in --folder. --jobs runs several at a time. Runs that are kept with the code, in
-experiments/fidelity.json, are not made again; --keep adds those of --folder, and ends.
+experiments/fidelity.json, are not made again; --keep adds those of --folder, and once all are there writes what they
+say of the default proxy to experiments/proxy_fidelity.json, for nas-report.
 """
 
 import argparse
@@ -32,12 +33,14 @@ from controller.decisions import mutate, uniform
 from detector.architecture import PRIORS, Architecture, MergeCell, Op
 from detector.cascade_rcnn import DetectionHeads
 from detector.coco import CocoData, load_split
+from detector.command import write_json
 from detector.config_files import load_config
 from detector.evaluate import ap_and_ap50
 from experiments.full_training import CPU, LEARNING_RATE, WARMUP_STEPS, full_training
 from experiments.full_training import NAME as FULL_TRAINING
 from experiments.runs import Run, Runs
 from nas.config import PROXY_VERSION, Config
+from nas.fidelity import FILE, Fidelity
 from nas.preparation import FeatureCache
 from nas.proxy import EVALUATION_BATCH, FrozenProxy, FullProxy, load_proxy
 from nas.space import load_prior, space_around
@@ -150,7 +153,7 @@ def main() -> None:
     parser.add_argument("--proxies", nargs="+", default=["frozen", "full"], help="protocols to measure")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--plot", type=Path, metavar="PNG")
-    parser.add_argument("--keep", action="store_true", help=f"add the runs that were made to {KEPT.name}, and end")
+    parser.add_argument("--keep", action="store_true", help=f"add the runs that were made to {KEPT.name}, make none")
     parser.add_argument("--only", nargs=2, metavar=("RUN", "SEED"), help="one run, in this process")
     args = parser.parse_args()
     if min(len(args.seeds), len(args.proxy_seeds)) < 2:
@@ -175,7 +178,8 @@ def main() -> None:
     trained = [Run(f"{FULL_TRAINING} of {name}", seed) for seed in args.seeds for name in names]
     if args.keep:
         runs.keep([*proxied, *trained])
-        return
+        if not all(runs.has(run) for run in [*proxied, *trained]):
+            return
     runs.make([*proxied, *trained], args.jobs)
     reference = np.array([[runs.read(Run(f"{FULL_TRAINING} of {n}", s))["ap"] for s in args.seeds] for n in names])
     measured = {
@@ -183,8 +187,25 @@ def main() -> None:
         for protocol in args.proxies
     }
     report(names, reference, measured, args.steps)
+    if args.keep:
+        of_default = judged(measured)[str(default_proxy(config)) + ", AP"].rewards
+        write_json(KEPT.with_name(FILE), fidelity_of(of_default, reference)._asdict())
     if args.plot is not None:
         plot(reference, measured, args.plot)
+
+
+def default_proxy(config: Config) -> Proxied:
+    """The trial of a configuration."""
+    trial = config.proxy.trial
+    return Proxied(config.proxy.protocol, trial.steps, trial.learning_rate)
+
+
+def fidelity_of(rewards: NDArray[np.float64], reference: NDArray[np.float64]) -> Fidelity:
+    """Of rewards (graphs, seeds) with a reference (graphs, seeds)."""
+    means = reference.mean(axis=1)
+    low, high = interval(lambda chosen: tau(rewards[chosen], means[chosen]), len(means))
+    count, trainings = reference.shape
+    return Fidelity("shapes", PROXY_VERSION, count, trainings, tau(rewards, means), low, high, ceiling(reference))
 
 
 def _arguments(args: argparse.Namespace) -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from detector.architecture import MergeCell
+from nas.fidelity import measured
 from nas.findings import Findings
 from nas.results import Verdict
 from nas.store import Episode, State
@@ -188,9 +189,11 @@ def _proxy(findings: Findings) -> str:
     proxy = findings.study.config["proxy"]
     if proxy["protocol"] == "tabular":
         return "Rewards were looked up in the tabular benchmark: nothing was trained."
+    fidelity = measured(findings.study)
+    agree = f" Measured for this configuration: {fidelity}." if fidelity is not None else ""
     how = "with weights that all pyramids share" if proxy["trial"]["steps"] == 0 else "after a shortened training"
     return (
         f"Rewards ({measure(findings)}; average precision, from 0 to 1) say how a pyramid does {how}, on a part of the "
         "training images. They tell bad pyramids from good ones more surely than the best from each other; how one "
-        "does in the end, only a final training shows."
+        f"does in the end, only a final training shows.{agree}"
     )

@@ -6,6 +6,7 @@ from detector.architecture import LEVELS
 from detector.config_files import load_config
 from experiments import fidelity
 from experiments.runs import Run
+from nas.config import PROXY_VERSION, Config
 
 
 def rewards(graphs: int, seeds: int, spread: float, noise: float) -> np.ndarray:
@@ -93,3 +94,14 @@ def test_runs_measure_and_are_reported(monkeypatch: pytest.MonkeyPatch, capsys, 
     assert all(gentle != hard for gentle, hard in zip(*rates, strict=True))
     fidelity.plot(reference, runs, tmp_path / "f.png")
     assert (tmp_path / "f.png").stat().st_size > 5000
+
+
+def test_what_is_said_of_the_default_proxy() -> None:
+    """It is one of those that are measured, and a perfect one agrees with its reference."""
+    assert str(fidelity.default_proxy(load_config("shapes", Config))) in [str(proxied) for proxied in fidelity.PROXIES]
+    reference = rewards(16, 3, 0.1, 0.001)
+    said = fidelity.fidelity_of(reference, reference)
+    assert (said.graphs, said.trainings, said.proxy_version) == (16, 3, PROXY_VERSION)
+    assert said.low <= said.tau <= said.high <= 1.0
+    assert said.tau > 0.9
+    assert said.ceiling > 0.9

@@ -20,7 +20,8 @@ from detector.config_files import load_config
 from detector.cost import Cost
 from nas import charts, summary
 from nas.commands import _export_parser, _search_parser, report
-from nas.config import Config
+from nas.config import PROXY_VERSION, Config
+from nas.fidelity import measured
 from nas.findings import Findings
 from nas.report import configuration, page
 from nas.service import _identity
@@ -384,3 +385,18 @@ def test_it_works_in_a_browser(tmp_path: Path, browser, large: Findings, width: 
             assert shown.evaluate("document.documentElement.scrollWidth") <= width
             for chart in shown.query_selector_all(".chart"):
                 assert chart.query_selector(".main-svg") is not None
+
+
+def test_how_far_rewards_can_be_trusted_is_said_where_it_was_measured(tmp_path: Path, monkeypatch) -> None:
+    """Of this very data, detector and proxy; not of another."""
+    monkeypatch.setattr("nas.fidelity.preset_folder", lambda: tmp_path)
+    assert measured(study()) is None
+    content = {"preset": "smoke", "proxy_version": PROXY_VERSION, "graphs": 16, "trainings": 2}
+    content |= {"tau": 0.7, "low": 0.4, "high": 0.9, "ceiling": 0.8}
+    (tmp_path / "proxy_fidelity.json").write_text(json.dumps(content))
+    assert "Kendall's tau 0.70 (0.40 to 0.90" in words(summary.trust(made([0.3, 0.4])))
+    other = study()
+    other.config["proxy"]["trial"]["steps"] = 77
+    assert measured(other) is None
+    (tmp_path / "proxy_fidelity.json").write_text(json.dumps(content | {"proxy_version": PROXY_VERSION - 1}))
+    assert measured(study()) is None

@@ -1,0 +1,44 @@
+"""How far rewards agree with full training, where that was measured (experiments/fidelity.py)."""
+
+import json
+from typing import NamedTuple
+
+from detector.config_files import load_config
+from detector.presets import preset_folder
+from nas.config import PROXY_VERSION, Config
+from nas.store import Study
+
+FILE = "proxy_fidelity.json"
+
+
+class Fidelity(NamedTuple):
+    """Of one configuration's rewards, one a graph, with the mean of full trainings: Kendall's tau with a 90 % interval,
+    and the tau that a reference as noisy as this one leaves to a perfect proxy.
+    """
+
+    preset: str
+    proxy_version: int
+    graphs: int
+    trainings: int  # of each graph
+    tau: float
+    low: float
+    high: float
+    ceiling: float
+
+    def __str__(self) -> str:
+        return (
+            f"Kendall's tau {self.tau:.2f} ({self.low:.2f} to {self.high:.2f}; 1 would be the same order, 0 none) on "
+            f"{self.graphs} pyramids, {self.trainings} full trainings each; so noisy a reference leaves "
+            f"{self.ceiling:.2f} to a perfect proxy"
+        )
+
+
+def measured(study: Study) -> Fidelity | None:
+    """Of a study whose data, detector and proxy are those that were measured; None of any other."""
+    file = preset_folder() / FILE
+    if not file.is_file():
+        return None
+    fidelity = Fidelity(**json.loads(file.read_text(encoding="utf-8")))
+    config = load_config(fidelity.preset, Config).model_dump(mode="json")
+    same = all(study.config[section] == config[section] for section in ("data", "detector", "proxy"))
+    return fidelity if same and study.config["proxy version"] == fidelity.proxy_version == PROXY_VERSION else None
