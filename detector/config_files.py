@@ -63,7 +63,7 @@ def _with_bases(name: str) -> Mapping[str, Any]:
             raise UserError(f"config {names[-1]}: {BASE} must be the name of a preset or a file (given: {base!r})")
         if base not in presets():
             base = os.path.normpath(Path(names[-1]).parent / base)
-        if base in [os.path.normpath(known) for known in names]:
+        if base in names:
             raise UserError(f"config {name}: {' is based on '.join([*names, base])}, which goes round in a circle")
         names.append(base)
     return functools.reduce(lambda below, above: _merged(below, above), reversed(contents))

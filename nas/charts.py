@@ -131,8 +131,6 @@ def running_mean(findings: Findings) -> tuple[list[int], list[float]]:
     """Numbers of episodes, and the mean reward of the last ones that have one. Thinned."""
     values = [episode.reward for episode in findings.rewarded if episode.reward is not None]
     numbers = [episode.number for episode in findings.rewarded]
-    if not values:
-        return [], []
     count = window(findings)
     places = range(count - 1, len(values), -(-len(values) // MOST_DOTS) or 1)
     means = [statistics.fmean(values[place + 1 - count : place + 1]) for place in places]

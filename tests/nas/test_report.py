@@ -163,7 +163,7 @@ def test_rewards_are_called_what_they_are() -> None:
     ("theirs", "said"),
     [
         ([0.30, 0.31, 0.32], "It has beaten the search without learning"),
-        ([0.395, 0.405, 0.41], "It has not beaten the search without learning"),
+        ([0.39, 0.405, 0.41], "It has not beaten the search without learning"),
         ([0.50, 0.51, 0.52], "It was beaten by the search without learning"),
     ],
 )
