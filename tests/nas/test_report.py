@@ -23,7 +23,7 @@ from nas.commands import _export_parser, _search_parser, report
 from nas.config import PROXY_VERSION, Config
 from nas.fidelity import measured
 from nas.findings import Findings
-from nas.report import configuration, page
+from nas.report import _figure, configuration, page
 from nas.service import _identity
 from nas.store import (
     Cause,
@@ -153,6 +153,9 @@ def test_rewards_are_called_what_they_are() -> None:
     findings = made([0.3, 0.4], of=priced)
     assert "AP times a factor for its cost" in words(summary.found(findings))
     assert not findings.is_comparable_with(made([0.3]))
+    cheaper = study()
+    cheaper.config["search"]["target_gflops"] = 0.25
+    assert not findings.is_comparable_with(made([0.3], of=cheaper))
     one_shot = study()
     one_shot.config["proxy"]["trial"]["steps"] = 0
     assert "with weights that all pyramids share" in words(summary.trust(made([0.3], of=one_shot)))
@@ -215,15 +218,15 @@ def test_it_is_whole_while_the_search_goes_on(here: Path, monkeypatch: pytest.Mo
     store = Store("nas.db")
     plan = schedule(store, 8, of=study())
     run(plan, workers=1, stop_after=4)
-    read = Store.episodes
+    read = Store.evaluations
 
-    def late(self: Store, study_id: int) -> list[Episode]:
-        found = read(self, study_id)
+    def late(self: Store, study_id: int, purpose: Purpose) -> list[Evaluation]:
+        found = read(self, study_id, purpose)
         monkeypatch.undo()
         run(plan, workers=1, stop_after=2)
         return found
 
-    monkeypatch.setattr(Store, "episodes", late)
+    monkeypatch.setattr(Store, "evaluations", late)
     assert page(Findings.of(store, "default", 6), [])
     monkeypatch.undo()
     assert len(store.episodes(1)) > 4
@@ -277,6 +280,7 @@ def test_commands_say_what_data_and_configuration_they_need() -> None:
     written = typed(page(made([0.3], of=bccd), []))
     assert "nas-search --config search.yaml --data DIR --episodes 1 --algorithm random" in written
     assert "train-final --arch best.json --data DIR --dry-run" in written
+    assert "nas-search --config search.yaml --seed 3 --episodes 1 --study again" in page(made([0.3]), [])
 
 
 @pytest.mark.parametrize("prior", [None, *PRIORS.values()])
@@ -298,6 +302,11 @@ def test_names_are_quoted_in_commands_and_are_no_markup_in_charts() -> None:
 def test_bytes_that_are_no_text_are_one_line(here: Path, capsys) -> None:
     run(schedule(Store("nas.db"), 4, of=study()), workers=1)
     assert "is no text" in refused(capsys, report(["--study", "x\udcff"]))
+
+
+def test_nothing_in_a_chart_can_end_its_script() -> None:
+    titled = charts.entropy(made([0.3], versions=2)).update_layout(title="</script><script>alert(1)")
+    assert _figure(titled, "name", "what").count("</script>") == 1
 
 
 def test_names_and_details_cannot_be_markup() -> None:
