@@ -92,8 +92,8 @@ def page(findings: Findings, others: Sequence[Findings], of_database: str = "", 
 
 
 def _figure(figure: go.Figure, name: str, what: str) -> Markup:
-    """A chart, and what it shows for those who cannot see it. Nothing in its data can end the script."""
-    data = figure.to_json().replace("<", "\\u003c")
+    """A chart, and what it shows for those who cannot see it."""
+    data = figure.to_json()  # which writes < and > in another way, so that nothing in it can end the script
     label = html.escape(what, quote=True)
     return Markup(
         f'<div class="chart" id="{name}" role="img" aria-label="{label}"></div>'
