@@ -27,7 +27,8 @@ def test_figures_of_a_set_that_can_be_counted_by_hand(tiny_coco) -> None:
 
 
 def test_weighted_draws_show_rare_classes_more_often() -> None:
-    data = load_split(DataConfig(source="shapes", shapes={"train_images": 400}), None, "train")
+    shapes = {"train_images": 400, "val_images": 2, "tiny_images": 2}
+    data = load_split(DataConfig(source="shapes", shapes=shapes), None, "train")
     rare = int(np.argmin(np.bincount(data.labels, minlength=data.num_classes)))
     assert statistics.shown_share(data, "class_aware")[rare] > 1.5 * statistics.shown_share(data, "uniform")[rare]
 
