@@ -26,7 +26,7 @@ class Screen:
         self.is_quiet = is_quiet
         self.as_json = as_json
         self.started = time.monotonic()
-        self.out = sys.stdout  # a bar that is drawn takes its place
+        self.out = sys.stdout  # a bar that is drawn takes its place: well for words, not for JSON
         self._hints: list[str] = []
 
     def note(self, line: str) -> None:
@@ -35,7 +35,7 @@ class Screen:
             self.say(line)
 
     def say(self, line: str) -> None:
-        print(line, file=sys.stderr if self.as_json else self.out, flush=True)
+        print(line, file=sys.stderr if self.as_json else sys.stdout, flush=True)
 
     def hint(self, line: str) -> None:
         """To be seen all the time below the bar of a terminal."""
