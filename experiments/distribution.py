@@ -78,7 +78,8 @@ def write_config(folder: Path, steps: int, batch_size: int, source: str = "shape
 
 def start(folder: Path, output: Path, *options: str) -> subprocess.Popen[str]:
     """train-final, with a checkpoint after every step."""
-    command = [sys.executable, "-m", "detector.train_final", "--config", str(folder / "c.yaml")]
+    call = "import sys; from detector.commands import train_final; sys.exit(train_final())"
+    command = [sys.executable, "-c", call, "--config", str(folder / "c.yaml")]
     command += ["--arch", str(folder / "arch.json"), "--output", str(output), "--checkpoint-minutes", "0", *options]
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
