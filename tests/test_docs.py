@@ -2,9 +2,10 @@
 
 import json
 import re
+import runpy
 import sys
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from nas.store import Base
 from tests.nas.fakes import SPACE
 
 DOCS = Path(__file__).parents[1] / "docs"
-reference = SourceFileLoader("reference", str(DOCS / "reference.py")).load_module()  # docs/ is no package
+reference = SimpleNamespace(**runpy.run_path(str(DOCS / "reference.py")))  # docs/ is no package
 
 
 def blocks(page: str, language: str) -> list[str]:
