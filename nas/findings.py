@@ -4,7 +4,7 @@ import itertools
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -75,7 +75,7 @@ class Findings:
         )
         shown = [*found.best[:best], *filter(None, [found.prior])]
         graphs = {episode.architecture_hash: store.architecture(episode.architecture_hash) for episode in shown}
-        return cls(study, found.created, found.target, episodes, trials, found.policies, graphs)
+        return replace(found, graphs=graphs)
 
     @property
     def algorithm(self) -> str:
@@ -164,9 +164,10 @@ class Findings:
         error = (statistics.variance(first) / len(first) + statistics.variance(last) / len(last)) ** 0.5
         return Learned(statistics.fmean(first), statistics.fmean(last), error, count, len(last))
 
-    def is_comparable_with(self, other: "Findings") -> bool:
-        """Whether rewards mean the same: equal data, detector and proxy. Who proposes may differ."""
-        return self.study.data_hash == other.study.data_hash and _judge(self.study) == _judge(other.study)
+
+def are_comparable(ours: Study, theirs: Study) -> bool:
+    """Whether rewards mean the same: equal data, detector and proxy. Who proposes may differ."""
+    return ours.data_hash == theirs.data_hash and _judge(ours) == _judge(theirs)
 
 
 def _judge(study: Study) -> dict[str, Any]:

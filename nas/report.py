@@ -21,8 +21,8 @@ from detector.presets import DEFAULT_CONFIG
 from nas import charts, summary
 from nas.config import Config
 from nas.drawing import svg, text
-from nas.findings import Findings
-from nas.store import Episode, Store, flags_of
+from nas.findings import Findings, are_comparable
+from nas.store import Episode, Store, Study, flags_of
 from nas.store_errors import with_store_errors
 
 PICTURES = 6
@@ -50,8 +50,14 @@ def _baselines(store: Store, findings: Findings) -> list[Findings]:
     """Searches without learning in the same database, whose rewards mean the same."""
     if findings.algorithm == "random":
         return []
-    studies = (Findings.of(store, name, 0) for name in store.studies() if name != findings.study.name)
-    return [s for s in studies if s.algorithm == "random" and s.rewarded and s.is_comparable_with(findings)]
+    studies = (store.find_study(name)[1] for name in store.studies() if name != findings.study.name)
+    names = [study.name for study in studies if is_baseline(study, findings.study)]
+    return [found for found in (Findings.of(store, name, 0) for name in names) if found.rewarded]
+
+
+def is_baseline(study: Study, of: Study) -> bool:
+    """Whether it searches without learning for the same."""
+    return study.config["search"]["algorithm"] == "random" and are_comparable(study, of)
 
 
 class Picture(NamedTuple):
@@ -66,13 +72,13 @@ class Picture(NamedTuple):
 def page(findings: Findings, others: Sequence[Findings], of_database: str = "", of_study: str = "") -> str:
     """The whole page. of_database, of_study: what the commands that it names need to find the study."""
     flags = summary.Flags(of_database, of_study, _config_flags(findings))
-    baselines = [s for s in others if s.algorithm == "random" and s.is_comparable_with(findings)]
+    baselines = [other for other in others if is_baseline(other.study, findings.study)]
     environment = Environment(loader=PackageLoader("nas", "."), autoescape=True, undefined=StrictUndefined)
     environment.filters["figure"] = _figure
     return environment.get_template("report.html").render(
         findings=findings,
         others=others,
-        strangers=[other.study.name for other in others if not other.is_comparable_with(findings)],
+        strangers=[other.study.name for other in others if not are_comparable(other.study, findings.study)],
         found=summary.found(findings),
         trust=summary.trust(findings, baselines),
         following=summary.following(findings, flags, has_baseline=bool(baselines)),

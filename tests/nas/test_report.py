@@ -22,7 +22,7 @@ from nas import charts, summary
 from nas.commands import _export_parser, _search_parser, report
 from nas.config import PROXY_VERSION, Config
 from nas.fidelity import measured
-from nas.findings import Findings
+from nas.findings import Findings, are_comparable
 from nas.report import _figure, configuration, page
 from nas.service import _identity
 from nas.store import (
@@ -152,10 +152,11 @@ def test_rewards_are_called_what_they_are() -> None:
     priced.config["search"]["target_gflops"] = 0.5
     findings = made([0.3, 0.4], of=priced)
     assert "AP times a factor for its cost" in words(summary.found(findings))
-    assert not findings.is_comparable_with(made([0.3]))
+    assert not are_comparable(priced, study())
+    assert are_comparable(study(), study(algorithm="random"))
     cheaper = study()
     cheaper.config["search"]["target_gflops"] = 0.25
-    assert not findings.is_comparable_with(made([0.3], of=cheaper))
+    assert not are_comparable(priced, cheaper)
     one_shot = study()
     one_shot.config["proxy"]["trial"]["steps"] = 0
     assert "with weights that all pyramids share" in words(summary.trust(made([0.3], of=one_shot)))
