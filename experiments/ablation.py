@@ -1,10 +1,9 @@
-"""What each switch of the detector is worth on `shapes`: python -m experiments.ablation --folder runs/ablation
+"""What is each switch of the detector worth? python -m experiments.ablation --folder runs/ablation
 
-Trains the configuration `shapes` for --steps steps of 16 images with one switch changed at a time, on the same seeds,
-without a pyramid, and prints AP on the validation split: the mean over seeds, and the difference to the baseline of the
-same seed with its standard error. Switches of testing, and an ensemble, are measured on weights so trained. Transfer is
-measured on the `tiny` split, which holds few images of three rare classes: from scratch, and from the baseline's
-weights. --plot draws AP over iterations for the three samplings.
+Trains a configuration (--config, --data; `shapes` if nothing is said) for --steps steps of 16 images with one switch
+changed at a time, on the same seeds, without a pyramid, and prints AP on the validation split: the mean over seeds, and
+the difference to the baseline of the same seed with its standard error. Switches of testing, and ensembles, are
+measured on weights so trained. --plot draws AP over iterations for the three samplings.
 
 Restartable: each run is one file in --folder, named by switch, seed and steps. --jobs runs several at a time.
 """
@@ -13,64 +12,66 @@ import argparse
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from detector.architecture import PRIORS, Architecture
-from detector.checkpoint import TrainedModel, make_model
+from detector.architecture import PRIORS
 from detector.coco import CocoData, load_split
 from detector.config import DetectorSections
 from detector.config_files import load_config
 from detector.ensemble import fuse
 from detector.evaluate import average_precision
-from detector.inference import detect_split, views_of
-from detector.loader import training_loader
-from detector.sampling import draws_of
-from detector.targets import Detections
-from detector.train import OnCheck, train
-from detector.transfer import transfer
 from experiments.runs import Run, Runs
+from experiments.short_training import (
+    BATCH_SIZE,
+    Changes,
+    ap_of,
+    configured,
+    detections_of,
+    fit,
+    load_trained,
+    new_detector,
+    show,
+)
 
-CPU = torch.device("cpu")
 CURVE_POINTS = 5
-BATCH_SIZE = 16  # half of the configuration's: more steps for the same time
+BASELINE, CLASS_AWARE, CLASS_DIVERSITY = "baseline", "sampling class_aware", "sampling class_diversity"
+LARGE_POOLING, GN, GN_WS = "pooling of twice the resolution", "backbone norm gn", "gn and weight standardisation"
+DEFORMABLE_V1, DEFORMABLE_V2 = "deformable v1 in C4, C5", "deformable v2 in C4, C5"
+NAS_FPN = "published NAS-FPN behind the FPN"
+CURVES = (BASELINE, CLASS_AWARE, CLASS_DIVERSITY)
+ENSEMBLES: dict[str, Sequence[str]] = {  # fused by weighted boxes fusion
+    "ensemble of 2: baseline and gn": (BASELINE, GN),
+    "ensemble of 8: those, both samplings, deformable v1 and v2, twice the resolution, NAS-FPN": (
+        BASELINE,
+        GN,
+        CLASS_AWARE,
+        CLASS_DIVERSITY,
+        DEFORMABLE_V1,
+        DEFORMABLE_V2,
+        LARGE_POOLING,
+        NAS_FPN,
+    ),
+}
 
-Changes = Mapping[str, Mapping[str, Any]]
-BASELINE = "baseline"
-TRAINED: dict[str, Changes] = {  # section -> changes
-    BASELINE: {},
-    "sampling class_aware": {"training": {"sampling": "class_aware"}},
-    "sampling class_diversity": {"training": {"sampling": "class_diversity"}},
-    "box head 4conv1fc": {"cascade": {"head": "4conv1fc"}},
-    "pooling 8x8 (twice the resolution)": {"cascade": {"pool_size": 8}},
-    "4conv1fc on 8x8": {"cascade": {"head": "4conv1fc", "pool_size": 8}},
-    "backbone norm gn": {"backbone": {"norm": "gn"}},
-    "gn and weight standardisation": {"backbone": {"norm": "gn", "weight_standardisation": True}},
-    "deformable v1 in C4, C5": {"backbone": {"deformable": "v1", "deformable_stages": (4, 5)}},
-    "deformable v2 in C4, C5": {"backbone": {"deformable": "v2", "deformable_stages": (4, 5)}},
-    "multi-scale training 48-80": {"training": {"multi_scale": (48, 80), "multi_scale_long_side": 80}},
-    "published NAS-FPN behind the FPN": {"pyramid": {"prior": "nas-fpn"}},
-}
-TESTED: dict[str, Mapping[str, Any]] = {
-    "test: cascade shared": {"cascade": "shared"},
-    "test: cascade adaptive": {"cascade": "adaptive"},
-    "test: Soft-NMS linear": {"nms": "linear"},
-    "test: Soft-NMS gaussian": {"nms": "gaussian"},
-    "test: mirrored, too": {"flip": True},
-    "test: scales 56, 64, 72": {"scales": (56, 64, 72)},
-}
-ENSEMBLE = "ensemble: baseline and gn, by weighted boxes fusion"
-ENSEMBLED = (BASELINE, "backbone norm gn")
-SCRATCH, TRANSFER = "tiny split, from scratch", "tiny split, from the baseline"
-TINY_STEPS = 4  # a run on the tiny split has one step for so many of the others
-ON_TINY = (SCRATCH, TRANSFER)
-LATER = (ENSEMBLE, *ON_TINY)  # these start from weights that earlier runs trained
-CURVES = (BASELINE, "sampling class_aware", "sampling class_diversity")
+
+class Study(NamedTuple):
+    """What is measured on which data, where runs lie."""
+
+    config: DetectorSections
+    root: Path | None
+    steps: int
+    runs: Runs
+
+    def split(self, name: str) -> CocoData:
+        return load_split(self.config.data, self.root, name)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="shapes", metavar="NAME|FILE")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="a data set in COCO form, with a validation split")
     parser.add_argument("--folder", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -78,147 +79,104 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, metavar="PNG")
     parser.add_argument("--only", nargs=2, metavar=("SWITCH", "SEED"), help="one run, in this process")
     args = parser.parse_args()
-    runs = runs_in(args.folder, args.steps)
+    study = study_of(args.config, args.data, args.folder, args.steps)
     if args.only:
-        make_run(runs, Run(args.only[0], int(args.only[1])), args.steps)
+        torch.set_num_threads(1)
+        make_run(study, Run(args.only[0], int(args.only[1])))
         return
-    load_split(load_config("shapes", DetectorSections).data, None, "train")  # generated once, before the jobs need it
-    for names in (tuple(TRAINED), LATER):
-        runs.make([Run(name, seed) for seed in args.seeds for name in names], args.jobs)
-    results = {name: [runs.read(Run(name, seed)) for seed in args.seeds] for name in (*TRAINED, *LATER)}
-    report(results, args.seeds, args.steps)
+    study.split("train")  # read or generated once, before the jobs need it
+    switches = trained_switches(study.config)
+    for names in (tuple(switches), tuple(ENSEMBLES)):  # the latter use weights of the former
+        study.runs.make([Run(name, seed) for seed in args.seeds for name in names], args.jobs)
+    results = {name: [study.runs.read(Run(name, seed)) for seed in args.seeds] for name in (*switches, *ENSEMBLES)}
+    print(f"{args.config}, {args.steps} steps of {BATCH_SIZE} images, seeds {args.seeds}; AP on the validation split")
+    report(results)
     if args.plot is not None:
         plot(results, args.plot)
 
 
-def runs_in(folder: Path, steps: int) -> Runs:
-    return Runs(folder, f"steps{steps}", "experiments.ablation", ["--folder", str(folder), "--steps", str(steps)])
+def study_of(config: str, data: Path | None, folder: Path, steps: int) -> Study:
+    arguments = ["--config", config, "--folder", str(folder), "--steps", str(steps)]
+    arguments += [] if data is None else ["--data", str(data)]
+    runs = Runs(folder, f"{Path(config).stem}-steps{steps}", "experiments.ablation", arguments)
+    return Study(load_config(config, DetectorSections), data, steps, runs)
 
 
-def make_run(runs: Runs, run: Run, steps: int) -> None:
-    """Make one run and write what it measured."""
-    torch.set_num_threads(1)
-    if run.name == ENSEMBLE:
-        result = ensemble_run(runs, run)
-    elif run.name in ON_TINY:
-        result = tiny_run(runs, run, steps)
-    else:
-        result = training_run(runs, run, steps)
-    runs.write(run, result)
-
-
-def training_run(runs: Runs, run: Run, steps: int) -> dict[str, Any]:
-    """Train the detector with one switch changed, and keep its weights beside the run."""
-    changes = TRAINED[run.name]
-    config = changed(load_config("shapes", DetectorSections), changes, run.seed, steps)
-    prior = PRIORS[changes["pyramid"]["prior"]] if "pyramid" in changes else None
-    data, validation_data = (load_split(config.data, None, split) for split in ("train", "val"))
-    trained = new_detector(config, prior, data)
-    model, curve = trained.model, []
-
-    def look(step: int, _losses: Mapping[str, float]) -> None:
-        if run.name in CURVES and step % (steps // CURVE_POINTS) == 0 and step < steps:
-            curve.append((step, ap_of(trained, validation_data)))
-            model.train()
-
-    fit(trained, data, look)
-    trained.save(runs.file(run, ".pt"))
-    ap = ap_of(trained, validation_data)
-    result: dict[str, Any] = {"ap": ap, "curve": [*curve, (steps, ap)]}
-    if run.name == BASELINE:
-        result["tested"] = {test: ap_of(trained, validation_data, **change) for test, change in TESTED.items()}
-    return result
-
-
-def ensemble_run(runs: Runs, run: Run) -> dict[str, Any]:
-    models = [load_trained(runs, Run(name, run.seed)) for name in ENSEMBLED]
-    data = load_split(models[0].config.data, None, "val")
-    of_models = [detections_of(trained, data) for trained in models]
-    limit = models[0].config.detector.cascade.detections
-    sizes = torch.from_numpy(data.image_hw)
+def trained_switches(config: DetectorSections) -> dict[str, Changes]:
+    """What trainings differ in from the baseline; sizes are relative to the configuration's."""
+    pooling = {"pool_size": 2 * config.detector.cascade.pool_size}
+    short, long = config.training.short_side, config.training.long_side
+    sides = {"multi_scale": (short * 3 // 4, short * 5 // 4), "multi_scale_long_side": long * 5 // 4}
     return {
-        "ap": average_precision(
-            data,
-            [fuse(of_image, size, "wbf", limit) for *of_image, size in zip(*of_models, sizes, strict=True)],
-        )
+        BASELINE: {},
+        CLASS_AWARE: {"training": {"sampling": "class_aware"}},
+        CLASS_DIVERSITY: {"training": {"sampling": "class_diversity"}},
+        "box head 4conv1fc": {"cascade": {"head": "4conv1fc"}},
+        LARGE_POOLING: {"cascade": pooling},
+        "4conv1fc on twice the resolution": {"cascade": {"head": "4conv1fc", **pooling}},
+        GN: {"backbone": {"norm": "gn"}},
+        GN_WS: {"backbone": {"norm": "gn", "weight_standardisation": True}},
+        DEFORMABLE_V1: {"backbone": {"deformable": "v1", "deformable_stages": (4, 5)}},
+        DEFORMABLE_V2: {"backbone": {"deformable": "v2", "deformable_stages": (4, 5)}},
+        "multi-scale training, 3/4 to 5/4": {"training": sides},
+        NAS_FPN: {},
     }
 
 
-def tiny_run(runs: Runs, run: Run, steps: int) -> dict[str, Any]:
-    config = changed(load_config("shapes", DetectorSections), {}, run.seed, steps // TINY_STEPS)
-    data, validation_data = (load_split(config.data, None, split) for split in ("tiny", "tiny_val"))
-    trained = new_detector(config, None, data)
-    if run.name == TRANSFER:
-        transfer(trained.model, trained.classes, load_trained(runs, Run(BASELINE, run.seed)))
-    fit(trained, data)
-    return {"ap": ap_of(trained, validation_data)}
+def tested_switches(config: DetectorSections) -> dict[str, Mapping[str, Any]]:
+    """What testing the same weights may differ in."""
+    short = config.training.short_side
+    return {
+        "test: cascade shared": {"cascade": "shared"},
+        "test: cascade adaptive": {"cascade": "adaptive"},
+        "test: Soft-NMS linear": {"nms": "linear"},
+        "test: Soft-NMS gaussian": {"nms": "gaussian"},
+        "test: mirrored, too": {"flip": True},
+        "test: scales 7/8, 1, 9/8": {"scales": (short * 7 // 8, short, short * 9 // 8)},
+    }
 
 
-def new_detector(config: DetectorSections, architecture: Architecture | None, data: CocoData) -> TrainedModel:
-    torch.manual_seed(config.training.seed)
-    model = make_model(config, architecture, data.num_classes)
-    return TrainedModel(model.to(memory_format=torch.channels_last), architecture, config, data.category_names)
+def make_run(study: Study, run: Run) -> None:
+    """Make one run and write what it measured."""
+    study.runs.write(run, ensemble_run(study, run) if run.name in ENSEMBLES else training_run(study, run))
 
 
-def load_trained(runs: Runs, run: Run) -> TrainedModel:
-    return TrainedModel.load(runs.file(run, ".pt"), CPU)
+def training_run(study: Study, run: Run) -> dict[str, Any]:
+    """Train the detector with one switch changed, and keep its weights beside the run."""
+    config = configured(study.config, trained_switches(study.config)[run.name], run.seed, study.steps)
+    data, validation = study.split("train"), study.split("val")
+    trained = new_detector(config, PRIORS["nas-fpn"] if run.name == NAS_FPN else None, data)
+    model, curve, steps = trained.model, list[tuple[int, float]](), study.steps
+
+    def look(step: int, _losses: Mapping[str, float]) -> None:
+        if run.name in CURVES and step % max(1, steps // CURVE_POINTS) == 0 and step < steps:
+            curve.append((step, ap_of(trained, validation)))
+            model.train()
+
+    fit(trained, data, look)
+    trained.save(study.runs.file(run, ".pt"))
+    ap = ap_of(trained, validation)
+    result: dict[str, Any] = {"ap": ap, "curve": [*curve, (steps, ap)]}
+    if run.name == BASELINE:
+        result["tested"] = {test: ap_of(trained, validation, **c) for test, c in tested_switches(config).items()}
+    return result
 
 
-def fit(trained: TrainedModel, data: CocoData, on_check: OnCheck | None = None) -> None:
-    training = trained.config.training
-    loader = training_loader(data, training, trained.model.padding_multiple)
-    train(trained.model, loader.load(draws_of(data, training).batches()), training, CPU, on_check)
+def ensemble_run(study: Study, run: Run) -> dict[str, Any]:
+    validation = study.split("val")
+    members = [load_trained(study.runs.file(Run(name, run.seed), ".pt")) for name in ENSEMBLES[run.name]]
+    of_members = [detections_of(trained, validation) for trained in members]
+    limit = study.config.detector.cascade.detections
+    sizes = torch.from_numpy(validation.image_hw)
+    fused = [fuse(of_image, size, "wbf", limit) for *of_image, size in zip(*of_members, sizes, strict=True)]
+    return {"ap": average_precision(validation, fused)}
 
 
-def changed(config: DetectorSections, changes: Changes, seed: int, steps: int) -> DetectorSections:
-    detector, training = config.detector, config.training
-    detector = detector.model_copy(
-        update={
-            "backbone": detector.backbone.model_copy(update=dict(changes.get("backbone", {}))),
-            "cascade": detector.cascade.model_copy(update=dict(changes.get("cascade", {}))),
-        }
-    )
-    of_run = {"seed": seed, "steps": steps, "batch_size": BATCH_SIZE}
-    training = training.model_copy(update={**of_run, **changes.get("training", {})})
-    return config.model_copy(update={"detector": detector, "training": training})
-
-
-def ap_of(trained: TrainedModel, data: CocoData, **test: Any) -> float:
-    """AP on a split, tested with changes."""
-    return average_precision(data, detections_of(trained, data, **test))
-
-
-def detections_of(trained: TrainedModel, data: CocoData, **test: Any) -> list[Detections]:
-    heads, training = trained.model.heads, trained.config.training
-    before = heads.testing
-    heads.testing = before.model_copy(update=test)
-    views = views_of(data, training, heads.testing, trained.model.padding_multiple)
-    found = detect_split(trained.model, views, data.image_hw, CPU)
-    heads.testing = before
-    return found
-
-
-def report(results: Mapping[str, Sequence[Mapping[str, Any]]], seeds: Sequence[int], steps: int) -> None:
+def report(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     aps = {name: [run["ap"] for run in of_switch] for name, of_switch in results.items()}
-    for test in TESTED:
+    for test in results[BASELINE][0]["tested"]:
         aps[test] = [run["tested"][test] for run in results[BASELINE]]
-    on_tiny = {name: aps.pop(name) for name in ON_TINY}
-    print(
-        f"shapes, {steps} steps of {BATCH_SIZE} images, seeds {', '.join(map(str, seeds))}; AP on the validation split"
-    )
-    show(aps, BASELINE)
-    print(f"\nthe tiny split, {steps // TINY_STEPS} steps; AP on its own validation split")
-    show(on_tiny, SCRATCH)
-
-
-def show(aps: Mapping[str, Sequence[float]], baseline: str) -> None:
-    print("| switch | AP | difference | standard error |")
-    print("|---|---|---|---|")
-    for name, values in aps.items():
-        differences = [ours - base for ours, base in zip(values, aps[baseline], strict=True)]
-        error = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else float("nan")
-        shown = "" if name == baseline else f"{statistics.fmean(differences):+.4f} | {error:.4f}"
-        print(f"| {name} | {statistics.fmean(values):.4f} | {shown or ' | '} |")
+    show("switch", aps, BASELINE)
 
 
 def plot(results: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
