@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from detector.architecture import Architecture
-from detector.backbone import Backbone, Fpn
 from detector.cascade import Cascade
 from detector.config import DetectorConfig
 from detector.levels import padding_multiple
@@ -74,6 +73,8 @@ class CascadeRcnn(nn.Module):
     ) -> None:
         super().__init__()
         self.padding_multiple = padding_multiple(config.base_stride)
+        from detector.backbone import Backbone, Fpn  # timm takes a second, and most trials need no backbone
+
         self.backbone = Backbone(config.backbone, config.base_stride)
         self.fpn = Fpn(self.backbone.channels, config.channels)
         self.heads = DetectionHeads(config, architecture, num_classes, batched=batched)

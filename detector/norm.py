@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Literal, TypeGuard
 
 import torch
-from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
@@ -80,6 +79,8 @@ def _replaced(batch_norm: _BatchNorm, norm: Literal["gn", "sync_bn"]) -> nn.Modu
     channels = batch_norm.num_features
     made = group_norm(channels) if norm == "gn" else nn.SyncBatchNorm(channels, batch_norm.eps, batch_norm.momentum)
     made.load_state_dict(batch_norm.state_dict(), strict=False)  # group norms have no statistics
+    from timm.layers import BatchNormAct2d  # takes a second, which trials need not wait
+
     if isinstance(batch_norm, BatchNormAct2d):
         return nn.Sequential(made, batch_norm.drop, batch_norm.act)
     return made

@@ -1,12 +1,11 @@
 """What trials share, made once: a trained detector, its cached feature maps, and the pool of cell weights."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,18 +17,16 @@ from detector.cascade_rcnn import CascadeRcnn, DetectionHeads
 from detector.coco import CocoData
 from detector.config import DetectorConfig
 from detector.errors import UserError
-from detector.levels import level_sizes, padding_multiple
+from detector.levels import padding_multiple
 from detector.loader import Batch, DetectionDataset, Loader, fit_canvas
-from detector.named_weights import named_weights
 from detector.targets import Targets
 from detector.train import train
-from nas.config import PROXY_VERSION, Config, ProxyConfig
+from nas.config import Config, ProxyConfig
 from nas.pool import CellPool, draw_graph
+from nas.prepared import shared_by_trials
 from nas.space import space_around
 
 PARTS = ("pretrain", "trial", "reward")
-# The detector is keyed apart.
-NOT_OF_FEATURES = {"pool", "trial", "confirm_steps", "norm_batches", "threads", "cache_limit_gb", "detector"}
 DETECTOR_FILE = "detector.pt"
 POOL_FILE = "pool.pt"
 
@@ -117,30 +114,15 @@ def canvas_loader(data: CocoData, proxy: ProxyConfig, config: DetectorConfig) ->
 def prepare(
     config: Config, data: CocoData, prior: Architecture | None, device: torch.device, progress: OnProgress
 ) -> Path:
-    """The folder of the frozen proxy's files, built at the first call on this machine.
-
-    Keyed by data, detector and proxy settings, and the pool also by the space it was trained for; never by study.
-    Raises UserError if the cache would be larger than proxy.cache_limit_gb.
+    """The folder of the frozen proxy's pool, built at the first call on this machine, as what it builds on. Raises
+    UserError if the cache would be larger than proxy.cache_limit_gb.
     """
-    proxy, detector = config.proxy, config.proxy_detector
-    _check_size(config, data)
-    identity = {
-        "version": PROXY_VERSION,
-        "data": data.hash,
-        "detector": named_weights(detector).model_dump(mode="json"),
-        "proxy": proxy.model_dump(mode="json", exclude=NOT_OF_FEATURES),
-    }
-    parts = divide(data, proxy.parts)
-    with _threads(proxy.preparation_threads):
-        base = build_once(
-            f"proxy-{_digest(identity)}/features",
-            lambda folder: _build_features(folder, config, parts, device, progress),
-        )
-        # The order of the prior's cells decides which neighbours the pool is trained with.
-        graphs = {"pool": proxy.pool.model_dump(mode="json"), "prior": prior and prior.canonical().to_dict()}
+    shared = shared_by_trials(config, data, prior)
+    parts = divide(data, config.proxy.parts)
+    with _threads(config.proxy.preparation_threads):
+        base = build_once(shared.features, lambda folder: _build_features(folder, config, parts, device, progress))
         return build_once(
-            f"{base.parent.name}/pool-{_digest(graphs)}",
-            lambda folder: _build_pool(folder, base, config, data.num_classes, prior, device, progress),
+            shared.pool, lambda folder: _build_pool(folder, base, config, data.num_classes, prior, device, progress)
         )
 
 
@@ -163,10 +145,6 @@ def features_folder(folder: Path) -> Path:
     return folder.parent / "features"
 
 
-def _digest(identity: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-
-
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
@@ -175,17 +153,6 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _check_size(config: Config, data: CocoData) -> None:
-    sizes = level_sizes(config.proxy.canvas_hw, config.proxy_detector.base_stride)
-    positions = sum(height * width for height, width in sizes)
-    gigabytes = len(data) * sum(config.proxy.parts[1:]) * positions * config.proxy_detector.channels * 2 / 1e9
-    if gigabytes > config.proxy.cache_limit_gb:
-        raise UserError(
-            f"proxy.protocol frozen would cache {gigabytes:.1f} GB of features, over proxy.cache_limit_gb "
-            f"{config.proxy.cache_limit_gb:g}; raise it, shrink proxy.canvas_hw, or set proxy.protocol full"
-        )
 
 
 def _build_features(

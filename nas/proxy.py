@@ -7,7 +7,6 @@ import numpy as np
 import torch
 
 from detector.architecture import Architecture
-from detector.cache import cache_folder
 from detector.cascade_rcnn import CascadeRcnn, DetectionHeads
 from detector.coco import CocoData
 from detector.errors import UserError
@@ -18,8 +17,7 @@ from detector.train import train
 from nas.config import Config, TrialConfig
 from nas.pool import estimate_statistics, reset_statistics
 from nas.preparation import FeatureCache, OnProgress, canvas_loader, divide, features_folder, load_heads, prepare
-from nas.space import space_around
-from nas.tabular import Tabular, check_space, load_tabular
+from nas.tabular import Tabular, load_tabular
 
 EVALUATION_BATCH = 50
 
@@ -126,21 +124,16 @@ class TabularProxy:
 
 def prepare_proxy(
     config: Config, data: CocoData, prior: Architecture | None, device: torch.device, progress: OnProgress
-) -> list[str]:
-    """Do once what all trials share, and find mistakes before the first of them. Raises UserError.
-
-    The folders of the cache that were trained, and so must be the same for all trials.
+) -> None:
+    """What is not prepared yet: do once what all trials share, and find mistakes before the first of them. Raises
+    UserError.
     """
     if config.proxy.protocol == "frozen":
-        pool = prepare(config, data, prior, device, progress)
-        return [str(folder.relative_to(cache_folder())) for folder in (features_folder(pool), pool)]
-    elif config.proxy.protocol == "tabular":
-        check_space(space_around(prior).like)
-        load_tabular()
+        prepare(config, data, prior, device, progress)
     else:
         divide(data, config.proxy.parts)
         CascadeRcnn(config.proxy_detector, prior, data.num_classes, batched=True)
-    return []
+    torch.cuda.empty_cache()  # the device belongs to the trials now
 
 
 def load_proxy(

@@ -1,10 +1,14 @@
 """nas-search, from its options to what it found. What can be checked without PyTorch and Ray is checked first."""
 
 import argparse
-from collections.abc import Callable
+import contextlib
+import importlib
+import threading
+import time
+from collections.abc import Callable, Iterator
 
 from detector.architecture import Architecture
-from detector.coco import load_split
+from detector.coco import CocoData, load_split
 from detector.command import keep_ray_to_itself
 from detector.config_files import as_yaml, load_config
 from detector.errors import UserError
@@ -13,6 +17,7 @@ from nas.budget import Budget
 from nas.config import PROXY_VERSION, Config
 from nas.confirm import RUNS_A_CANDIDATE, Confirmation
 from nas.lock import study_lock
+from nas.prepared import is_prepared
 from nas.results import by_reward, prior_episode, verdicts
 from nas.screen import Screen
 from nas.space import load_prior, space_around
@@ -46,15 +51,62 @@ def _search(args: argparse.Namespace) -> int:
     with study_lock(args.database, args.study):
         if _is_finished(args, study, budget, config, screen):
             return 0
-        keep_ray_to_itself(args.address)
-        from nas.session import run_study  # PyTorch and Ray take seconds: what can be checked without has been
-
-        ended = run_study(args, config, prior, budget, data, study, screen)
+        ended = _run(args, config, prior, budget, data, study, screen)
         if ended is not None:
             return ended
         store = Store(args.database, read_only=True)
         _say_found(args, store, store.find_study(args.study)[0], screen.say)
         return 0
+
+
+def _run(
+    args: argparse.Namespace,
+    config: Config,
+    prior: Architecture | None,
+    budget: Budget,
+    data: CocoData,
+    study: Study,
+    screen: Screen,
+) -> int | None:
+    """Prepare what trials share, start Ray, and search; the exit code of a run that was ended before its time."""
+    if args.address is None and args.gpus_per_trial:
+        _check_gpus(args.gpus_per_trial)
+    with screen.progress as progress:
+        if not is_prepared(config, data, prior):
+            from nas.proxy import choose_device, prepare_proxy
+
+            prepare_proxy(config, data, prior, choose_device(), progress)
+        screen.note(f"prepared in {time.monotonic() - screen.started:.0f} s")
+        keep_ray_to_itself(args.address)
+        from nas.cluster import Cluster, cluster_session
+
+        asked = Cluster(args.study, args.workers, args.gpus_per_trial, args.address, args.verbose, args.trial_timeout)
+        with _imported_meanwhile("torchvision"), cluster_session(asked) as (cluster, dashboard):
+            screen.note(f"dashboard: http://{dashboard} (it asks for a token: ray get-auth-token)")
+            screen.hint(f"dashboard http://{dashboard}; elsewhere: nas-status, nas-report, nas-control, nas-stop")
+            from nas.session import run_study
+
+            return run_study(args, config, prior, budget, data, study, screen, cluster)
+
+
+@contextlib.contextmanager
+def _imported_meanwhile(name: str) -> Iterator[None]:
+    """PyTorch takes seconds to import, and Ray's start mostly waits for other processes."""
+    thread = threading.Thread(target=importlib.import_module, args=(name,))
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def _check_gpus(per_trial: float) -> None:
+    """Raises UserError for GPUs that this machine does not have: Ray would wait for ever."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if per_trial > gpus:
+        raise UserError(f"--gpus-per-trial {per_trial:g}: this machine has {gpus} GPUs; give less, or --address ADDR")
 
 
 def _check_confirm(runs: int | None) -> None:

@@ -13,7 +13,8 @@ from detector.config_files import load_config
 from detector.errors import UserError
 from nas.config import Config
 from nas.graph_features import graph_features
-from nas.proxy import choose_device, load_proxy, prepare_proxy
+from nas.prepared import is_prepared
+from nas.proxy import choose_device, load_proxy
 from nas.space import space_around
 from nas.tabular import (
     Row,
@@ -134,15 +135,16 @@ def test_a_table_without_repeated_graphs_knows_no_noise() -> None:
 
 
 def test_it_serves_as_a_proxy_for_graphs_of_its_space(tabular: Tabular, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nas.proxy.load_tabular", lambda: tabular)
+    for module in ("proxy", "prepared"):
+        monkeypatch.setattr(f"nas.{module}.load_tabular", lambda: tabular)
     config = load_config("smoke", Config)
     config = config.model_copy(update={"proxy": config.proxy.model_copy(update={"protocol": "tabular"})})
     data = load_split(config.data, None, "train")
     nothing = partial(load_proxy, config, data, PRIOR, choose_device(), lambda what, step, steps: None)
-    prepare_proxy(config, data, PRIOR, choose_device(), lambda what, step, steps: None)
+    assert is_prepared(config, data, PRIOR)
     assert nothing().evaluate(PRIOR, 3) == tabular.reward(PRIOR, 3)
     with pytest.raises(UserError, match=r"graphs of 7 cells as published, the prior has 5 cells"):
-        prepare_proxy(config, data, PRIORS["fpn"], choose_device(), lambda what, step, steps: None)
+        is_prepared(config, data, PRIORS["fpn"])
 
 
 def test_a_missing_table_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
