@@ -178,17 +178,17 @@ def output_folder(path: Path) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any], option: str = "--output") -> None:
     """See write_text."""
-    write_text(path, json.dumps(content, indent=2) + "\n", option)
+    write_file(path, json.dumps(content, indent=2) + "\n", option)
 
 
-def write_text(path: Path, content: str, option: str = "--output") -> None:
+def write_file(path: Path, content: str | bytes, option: str = "--output") -> None:
     """Write whole or not at all. Raises UserError, naming the option, if the place cannot be written."""
     if path.is_dir() or not path.name:
         raise UserError(f"{option} {path}: is a folder; give a file")
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(content, encoding="utf-8")
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(partial, path)
     except OSError as error:
         raise UserError(f"{option} {path}: cannot be written ({error.strerror})") from error

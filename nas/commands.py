@@ -147,10 +147,10 @@ def _export_parser() -> Parser:
     which.add_argument("--episode", type=count(0), metavar="N", help="the graph of one episode")
     parser.add_argument(
         "--format",
-        choices=("json", "torch", "tensorflow"),
+        choices=("json", "torch", "onnx", "tensorflow"),
         default="json",
-        help="json: what train-final takes; torch: a Python module that needs PyTorch only; tensorflow: the block "
-        "specification of its model garden",
+        help="json: what train-final takes; torch: a Python module that needs PyTorch only; onnx: the untrained "
+        "pyramid, for programs that show or time it; tensorflow: the block specification of its model garden",
     )
     parser.add_argument("--output", metavar="FILE|-", help="default: best.json, or best.py; - prints it")
     parser.add_argument("--show", action="store_true", help="draw each graph on the terminal, too")

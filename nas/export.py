@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from detector.architecture import Architecture
-from detector.command import write_text
+from detector.command import write_file
 from detector.errors import UserError
+from detector.levels import level_sizes
 from nas.drawing import check_picture, draw, text
-from nas.foreign_formats import FORMATS, SUFFIXES
+from nas.foreign_formats import FORMATS, SUFFIXES, onnx_model
 from nas.results import Verdict, by_reward, pareto_front, prior_episode, verdicts
 from nas.store import Episode, Evaluation, Purpose, Store, Study
 from nas.store_errors import with_store_errors
@@ -37,9 +38,10 @@ def _export(args: argparse.Namespace) -> int:
     contents = [_content(graph, args.format, study) for _, _, graph in chosen]  # all or none
     for (path, episode, graph), content in zip(chosen, contents, strict=True):
         if path is None:
-            print(content, end="")
+            sys.stdout.flush()
+            sys.stdout.buffer.write(content)
         else:
-            write_text(path, content, "--pareto" if args.pareto else "--output")
+            write_file(path, content, "--pareto" if args.pareto else "--output")
             cost = f", {graph.found['gflops']:.4g} GFLOPs" if args.pareto and graph.found else ""
             verdict = confirmed.get(episode.architecture_hash)
             print(f"{path}: episode {episode.number}, " + (str(verdict) if verdict else _reward(episode)) + cost)
@@ -51,12 +53,15 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
-def _content(graph: Architecture, form: str, study: Study) -> str:
+def _content(graph: Architecture, form: str, study: Study) -> bytes:
     """Of a file. Raises UserError if the graph would be another one in that form."""
     if form == "json":
-        return json.dumps(graph.to_dict(), indent=2) + "\n"
-    detector = study.config["detector"]
-    return FORMATS[form](graph, detector["channels"], detector["pyramid_norm"])
+        return f"{json.dumps(graph.to_dict(), indent=2)}\n".encode()
+    detector, training = study.config["detector"], study.config["training"]
+    if form == "onnx":
+        sizes = level_sizes((training["short_side"], training["long_side"]), detector["base_stride"])
+        return onnx_model(graph, detector["channels"], detector["pyramid_norm"], sizes)
+    return FORMATS[form](graph, detector["channels"], detector["pyramid_norm"]).encode()
 
 
 def _reward(episode: Episode) -> str:

@@ -1,12 +1,13 @@
-"""Found graphs for other people's code: a PyTorch module of its own, and TensorFlow's block specification."""
+"""Found graphs for other people's code: a PyTorch module of its own, ONNX, and TensorFlow's block specification."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 
 from detector.architecture import LEVELS, NUM_LEVELS, Architecture
 from detector.choices import Norm
 from detector.errors import UserError
 
-SUFFIXES = {"json": ".json", "torch": ".py", "tensorflow": ".py"}
+SUFFIXES = {"json": ".json", "torch": ".py", "tensorflow": ".py", "onnx": ".onnx"}
 
 POOLS = {"max": "x.amax((2, 3), keepdim=True)", "avg": "x.mean((2, 3), keepdim=True)"}
 MODULE = '''"""A NAS-FPN pyramid, {hash}.
@@ -105,6 +106,31 @@ def _resized(name: str, source: int, target: int) -> str:
     if source == target:
         return name
     return f"up({name}, p{target})" if source > target else f"down({name}, {target - source})"
+
+
+def onnx_model(architecture: Architecture, channels: int, norm: Norm, sizes: Sequence[tuple[int, int]]) -> bytes:
+    """The pyramid for maps (1, channels, H, W) of these sizes, with weights as they are before training: for programs
+    that show graphs or measure their latency. Inputs P3..P7, outputs N3..N7. Raises UserError without the packages.
+    """
+    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise UserError(f"--format onnx needs {' and '.join(missing)}: pip install -e '.[onnx]'")
+    import torch  # takes seconds
+
+    names: dict[str, type[torch.nn.Module]] = {}
+    exec(compile(torch_module(architecture, channels, norm), architecture.hash, "exec"), names)
+    pyramid = names["Pyramid"]().eval()
+    features = [torch.zeros(1, channels, *size) for size in sizes]
+    program = torch.onnx.export(
+        pyramid,
+        (features,),
+        input_names=[f"P{level}" for level in LEVELS],
+        output_names=[f"N{level}" for level in LEVELS],
+        verbose=False,
+    )
+    assert program is not None
+    content: bytes = program.model_proto.SerializeToString()
+    return content
 
 
 def tensorflow_block_specs(architecture: Architecture, channels: int, norm: Norm) -> str:

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from detector.command import write_text
+from detector.command import write_file
 from detector.config_files import load_config
 from detector.presets import DEFAULT_CONFIG
 from nas import charts, summary
@@ -39,7 +39,7 @@ def _report(args: argparse.Namespace) -> int:
     findings = Findings.of(store, args.study, PICTURES)
     others = [Findings.of(store, name, 0) for name in dict.fromkeys(args.compare or []) if name != args.study]
     baselines = [] if others else _baselines(store, findings)
-    write_text(
+    write_file(
         args.output, page(findings, others or baselines, flags_of(args.database), flags_of("nas.db", args.study))
     )
     print(f"{args.output}: {findings.settled} episodes of study {args.study!r}; open it in a browser")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from detector.architecture import PRIORS, Attention
 from detector.errors import UserError
 from detector.nas_fpn import NasFpn
-from nas.foreign_formats import tensorflow_block_specs, torch_module
+from nas.foreign_formats import onnx_model, tensorflow_block_specs, torch_module
 
 SIZES = [(24, 33), (12, 17), (6, 9), (3, 5), (2, 3)]  # odd ones, too
 CHANNELS = 8
@@ -51,6 +51,29 @@ def test_the_module_needs_torch_only(tmp_path: Path) -> None:
     )
     ended = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert ended.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(("graph", "norm"), [("nas-fpn", "bn"), ("random", "gn")])
+def test_the_onnx_model_computes_what_the_module_does(random_graphs, graph: str, norm: Any) -> None:
+    """Both with the weights that the same seed gives."""
+    runtime = pytest.importorskip("onnxruntime")
+    found = PRIORS[graph] if graph in PRIORS else replace(random_graphs(3)[2], attention=Attention("avg", "finer"))
+    torch.manual_seed(1)
+    session = runtime.InferenceSession(onnx_model(found, CHANNELS, norm, SIZES))
+    torch.manual_seed(1)
+    module: nn.Module = loaded(torch_module(found, CHANNELS, norm))["Pyramid"]().eval()
+    given = [torch.randn(1, CHANNELS, *size) for size in SIZES]
+    assert [put.name for put in session.get_inputs()] == ["P3", "P4", "P5", "P6", "P7"]
+    assert [put.name for put in session.get_outputs()] == ["N3", "N4", "N5", "N6", "N7"]
+    theirs = session.run(None, {f"P{level}": x.numpy() for level, x in zip(range(3, 8), given, strict=True)})
+    for mine, other in zip(module(given), theirs, strict=True):
+        torch.testing.assert_close(mine.detach(), torch.from_numpy(other), rtol=1e-5, atol=1e-5)
+
+
+def test_without_its_packages_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nas.foreign_formats.find_spec", lambda name: None if name == "onnxscript" else object())
+    with pytest.raises(UserError, match=r"--format onnx needs onnxscript: pip install -e '\.\[onnx\]'"):
+        onnx_model(PRIORS["nas-fpn"], CHANNELS, "bn", SIZES)
 
 
 def as_the_garden_builds(specs: list[tuple[int, str, tuple[int, int], bool]], given: list[Tensor]) -> list[list[int]]:
