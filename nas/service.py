@@ -6,6 +6,8 @@ import importlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from detector.architecture import Architecture
 from detector.coco import CocoData, load_split
@@ -24,6 +26,9 @@ from nas.space import load_prior, space_around
 from nas.store import State, Store, Study, flags_of, sqlite_path
 from nas.store_errors import with_store_errors
 from nas.tabular import table_digest
+
+if TYPE_CHECKING:
+    from nas.scalars import Scalars
 
 EPISODES_A_RUN = 6  # of a search, for each run that confirms its best graphs
 
@@ -51,7 +56,7 @@ def _search(args: argparse.Namespace) -> int:
     with study_lock(args.database, args.study):
         if _is_finished(args, study, budget, config, screen):
             return 0
-        ended = _run(args, config, prior, budget, data, study, screen)
+        ended = _run(Checked(args, config, prior, budget, data, study, screen))
         if ended is not None:
             return ended
         store = Store(args.database, read_only=True)
@@ -59,34 +64,54 @@ def _search(args: argparse.Namespace) -> int:
         return 0
 
 
-def _run(
-    args: argparse.Namespace,
-    config: Config,
-    prior: Architecture | None,
-    budget: Budget,
-    data: CocoData,
-    study: Study,
-    screen: Screen,
-) -> int | None:
+class Checked(NamedTuple):
+    """What a command asks for, once it is known to make sense."""
+
+    args: argparse.Namespace
+    config: Config
+    prior: Architecture | None
+    budget: Budget
+    data: CocoData
+    study: Study
+    screen: Screen
+
+
+def _run(asked: Checked) -> int | None:
     """Prepare what trials share, start Ray, and search; the exit code of a run that was ended before its time."""
+    args, screen, proxied = asked.args, asked.screen, (asked.config, asked.data, asked.prior)
     if args.address is None and args.gpus_per_trial:
         _check_gpus(args.gpus_per_trial)
-    with screen.progress as progress:
-        if not is_prepared(config, data, prior):
+    with screen.progress as progress, _scalars(args.tensorboard, args.study) as scalars:
+        if not is_prepared(*proxied):
             from nas.proxy import choose_device, prepare_proxy
 
-            prepare_proxy(config, data, prior, choose_device(), progress)
+            prepare_proxy(*proxied, choose_device(), progress)
         screen.note(f"prepared in {time.monotonic() - screen.started:.0f} s")
         keep_ray_to_itself(args.address)
         from nas.cluster import Cluster, cluster_session
 
-        asked = Cluster(args.study, args.workers, args.gpus_per_trial, args.address, args.verbose, args.trial_timeout)
-        with _imported_meanwhile("torchvision"), cluster_session(asked) as (cluster, dashboard):
+        wanted = Cluster(args.study, args.workers, args.gpus_per_trial, args.address, args.verbose, args.trial_timeout)
+        with _imported_meanwhile("torchvision"), cluster_session(wanted) as (cluster, dashboard):
             screen.note(f"dashboard: http://{dashboard} (it asks for a token: ray get-auth-token)")
             screen.hint(f"dashboard http://{dashboard}; elsewhere: nas-status, nas-report, nas-control, nas-stop")
             from nas.session import run_study
 
-            return run_study(args, config, prior, budget, data, study, screen, cluster)
+            return run_study(asked, cluster, scalars)
+
+
+@contextlib.contextmanager
+def _scalars(folder: Path | None, study: str) -> Iterator["Scalars | None"]:
+    """What writes for TensorBoard, if that was asked for."""
+    if folder is None:
+        yield None
+        return
+    from nas.scalars import Scalars  # imports PyTorch
+
+    scalars = Scalars(folder / study)
+    try:
+        yield scalars
+    finally:
+        scalars.close()
 
 
 @contextlib.contextmanager

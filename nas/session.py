@@ -1,44 +1,29 @@
 """One run of a search: trials until all episodes have ended, and runs that confirm the best."""
 
-import argparse
-import contextlib
 import sys
 from functools import partial
 
-from detector.architecture import Architecture
-from detector.coco import CocoData
 from detector.command import FAILED, INTERRUPTED
 from detector.progress import Progress
 from nas.algorithms import make_controller
-from nas.budget import Budget
 from nas.cluster import Cluster, Delivery
-from nas.config import Config
 from nas.confirm import Confirmation
 from nas.control import Controlled
 from nas.metrics import SearchMetrics
 from nas.prepared import delivered
 from nas.remote_controller import RemoteController
 from nas.scalars import Scalars
-from nas.screen import Screen
 from nas.search import run
-from nas.service import confirmation
+from nas.service import Checked, confirmation
 from nas.space import space_around
-from nas.store import Episode, Store, Study
+from nas.store import Episode, Store
 from nas.study import Schedule
 from nas.trial import ProxySource
 
 
-def run_study(
-    args: argparse.Namespace,
-    config: Config,
-    prior: Architecture | None,
-    budget: Budget,
-    data: CocoData,
-    study: Study,
-    screen: Screen,
-    cluster: Cluster,
-) -> int | None:
+def run_study(asked: Checked, cluster: Cluster, scalars: Scalars | None) -> int | None:
     """Search and confirm on a cluster that is up; the exit code of a run that was ended before its time."""
+    args, config, prior, budget, data, study, screen = asked
     source = ProxySource.of(config, args.data and args.data.absolute(), prior, data.hash)
     space = space_around(prior)
     store = Store(args.database)
@@ -48,47 +33,43 @@ def run_study(
     controller = RemoteController(args.study, make, config.search.lag)
     folders = delivered(config, data, prior)
     delivery = Delivery.of(folders) if cluster.address is not None and folders else None
-    with contextlib.ExitStack() as closing:
-        shown: list[SearchMetrics | Scalars] = [SearchMetrics(args.study)]
-        if args.tensorboard is not None:
-            scalars = Scalars(args.tensorboard / args.study)
-            closing.callback(scalars.close)
-            shown.append(scalars)
-        schedule = Schedule(
-            store,
-            study_id,
-            controller,
-            space,
-            prior,
-            budget,
-            episodes=args.episodes,
-            batch=config.search.batch,
-            lag=config.search.lag,
-            seed=args.seed,
-            steps=config.proxy.trial.steps,
-            rung_steps=config.search.rung_steps,
-            shares_gpu=cluster.shares_gpu,
-        )
+    shown: list[SearchMetrics | Scalars] = [SearchMetrics(args.study)]
+    shown += [] if scalars is None else [scalars]
+    schedule = Schedule(
+        store,
+        study_id,
+        controller,
+        space,
+        prior,
+        budget,
+        episodes=args.episodes,
+        batch=config.search.batch,
+        lag=config.search.lag,
+        seed=args.seed,
+        steps=config.proxy.trial.steps,
+        rung_steps=config.search.rung_steps,
+        shares_gpu=cluster.shares_gpu,
+    )
 
-        def on_episodes(ended: list[Episode]) -> None:
-            controller.note(ended)
-            for figures in shown:
-                figures.show(schedule.episodes.values(), schedule.version, controller.entropy)
-            screen.searching(ended, schedule.episodes.values(), schedule.settled, schedule.total)
+    def on_episodes(ended: list[Episode]) -> None:
+        controller.note(ended)
+        for figures in shown:
+            figures.show(schedule.episodes.values(), schedule.version, controller.entropy)
+        screen.searching(ended, schedule.episodes.values(), schedule.settled, schedule.total)
 
-        on_episodes([])
-        plan = Controlled(schedule, store, study_id)
-        plan.listen()  # to what was asked before
-        run(plan, source, cluster, on_episodes, delivery)
+    on_episodes([])
+    plan = Controlled(schedule, store, study_id)
+    plan.listen()  # to what was asked before
+    run(plan, source, cluster, on_episodes, delivery)
+    stopped = plan.stopped
+    if stopped is None and plan.ending is None:
+        shares_gpu = cluster.shares_gpu
+        confirming = confirmation(args, store, study_id, budget, config, shares_gpu=shares_gpu)
+        report = partial(_report_confirmation, screen.progress, confirming)
+        report([])
+        plan = Controlled(confirming, store, study_id)
+        run(plan, source, cluster, report, delivery)
         stopped = plan.stopped
-        if stopped is None and plan.ending is None:
-            shares_gpu = cluster.shares_gpu
-            confirming = confirmation(args, store, study_id, budget, config, shares_gpu=shares_gpu)
-            report = partial(_report_confirmation, screen.progress, confirming)
-            report([])
-            plan = Controlled(confirming, store, study_id)
-            run(plan, source, cluster, report, delivery)
-            stopped = plan.stopped
     if plan.ending is not None:
         print("nas-search: stopped on request; the same command continues", file=sys.stderr)
         return INTERRUPTED

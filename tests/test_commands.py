@@ -46,3 +46,13 @@ def test_a_wrong_option_is_one_line_at_once(command: str) -> None:
     assert ended.stderr.startswith(f"{command}: ")
     assert len(ended.stderr.splitlines()) == 1
     assert f"{command} --help shows the options" in ended.stderr
+
+
+def test_ray_starts_and_trials_run_without_what_they_do_not_need() -> None:
+    """PyTorch is imported while Ray starts, and timm, which takes a second, not at all once all is prepared."""
+    script = (
+        "import sys, nas.service, nas.cluster; print({'torch', 'timm'} & sys.modules.keys());"
+        "import nas.session; print({'timm'} & sys.modules.keys())"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ended.stdout == "set()\nset()\n"

@@ -42,6 +42,7 @@ def test_its_configuration_is_valid(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_newcomer_can_type_it(tmp_path: Path) -> None:
     made = shapes_folder(load_config("smoke", Config).data.shapes)
     (tmp_path / "blood").mkdir()

@@ -28,6 +28,7 @@ STEPS = 300  # so many that the signal comes in time on a fast machine, too
 TOGETHER = ("--workers", "2")
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_replaced_and_a_signal_is_kept(here: Path) -> None:
     write_config(here, STEPS, 8, "smoke")
     together.run(2, here, "whole")

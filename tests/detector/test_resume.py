@@ -114,6 +114,7 @@ def test_a_cut_during_the_last_evaluation_trains_nothing_again(here: Path, monke
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.slow
 def test_a_signal_may_reach_the_loader_processes_too(here: Path, capsys, number: int) -> None:
     write_config(here, workers=2)
     assert train(here / "whole") == 0

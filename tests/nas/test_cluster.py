@@ -78,6 +78,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> list[tuple]:
     return table(folder)
 
 
+@pytest.mark.slow
 def test_machines_that_join_and_leave_change_no_episode(tmp_path: Path, machines: Machines, whole: list[tuple]) -> None:
     """A machine leaves while it works, and the driver is killed; what was prepared is fetched, not made again."""
     folder = tmp_path / "run"

@@ -196,6 +196,7 @@ def test_only_the_first_run_of_a_graph_is_timed(store: Store) -> None:
     assert all(flags[0] and not any(flags[1:]) for flags in timed.values())
 
 
+@pytest.mark.slow
 def test_the_winner_of_many_confirmations_is_better_than_that_of_one_reward(tmp_path: Path) -> None:
     """The reason for all this: the true mean of what one noisy reward picks, and of what this picks."""
     once, confirmed = [], []

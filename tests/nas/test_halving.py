@@ -85,6 +85,7 @@ def test_the_first_batch_that_trains_a_graph_again_owns_its_reward(tmp_path: Pat
 
 
 @pytest.mark.parametrize("failing", [0.0, 0.2])
+@pytest.mark.slow
 def test_table_and_policy_do_not_depend_on_workers_order_or_kills(tmp_path: Path, failing: float) -> None:
     whole = halved(tmp_path / "1.db", 1, failing=failing)
     for workers in (2, 3, 7):

@@ -12,6 +12,7 @@ from detector.errors import UserError
 from nas.config import Config
 from nas.pool import CellPool, draw_graph, estimate_statistics
 from nas.preparation import FeatureCache, divide, features_folder, load_heads, prepare
+from nas.prepared import delivered, is_prepared, shared_by_trials
 from nas.proxy import FrozenProxy, load_proxy, prepare_proxy, trial_of
 from nas.space import space_around
 
@@ -177,11 +178,27 @@ def test_preparation_is_shared_and_keyed_by_what_matters(proxy: FrozenProxy) -> 
     assert seeded.parent != proxy.folder.parent
 
 
+def test_what_is_prepared_is_known_without_building_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load_split(CONFIG.data, None, "train")
+    monkeypatch.setenv("NAS_CACHE", str(tmp_path))
+    assert not is_prepared(CONFIG, data, PRIOR)
+    folder = prepare(CONFIG, data, PRIOR, CPU, quiet)
+    assert is_prepared(CONFIG, data, PRIOR)
+    shared = shared_by_trials(CONFIG, data, PRIOR)
+    assert (features_folder(folder), folder) == (tmp_path / shared.features, tmp_path / shared.pool)
+    assert not is_prepared(CONFIG, data, PRIORS["fpn"])  # another pool
+    full = CONFIG.model_copy(update={"proxy": CONFIG.proxy.model_copy(update={"protocol": "full"})})
+    assert not is_prepared(full, data, PRIOR)  # its mistakes are found when it is built
+    assert delivered(full, data, PRIOR) == ()
+
+
 def test_a_cache_over_the_limit_is_refused_with_its_size() -> None:
     proxy = CONFIG.proxy.model_copy(update={"cache_limit_gb": 1e-4})
     config = CONFIG.model_copy(update={"proxy": proxy})
     data = load_split(CONFIG.data, None, "train")
     with pytest.raises(UserError, match=r"would cache 0\.0 GB .*over proxy.cache_limit_gb 0.0001"):
+        is_prepared(config, data, PRIOR)
+    with pytest.raises(UserError, match="would cache"):
         prepare_proxy(config, data, PRIOR, CPU, quiet)
 
 

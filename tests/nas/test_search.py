@@ -90,6 +90,7 @@ def test_the_table_does_not_depend_on_the_number_of_workers(tmp_path: Path, whol
     assert table(tmp_path / "run") == whole
 
 
+@pytest.mark.slow
 def test_kill_9_then_the_same_command_gives_the_same_table(tmp_path: Path, whole: list[tuple]) -> None:
     """The whole process group dies while trials run; in the second run workers die, busy or waiting for a batch."""
     folder = tmp_path / "run"
@@ -106,6 +107,7 @@ def test_kill_9_then_the_same_command_gives_the_same_table(tmp_path: Path, whole
     assert table(folder) == whole
 
 
+@pytest.mark.slow
 def test_sigterm_leaves_with_143_and_the_search_goes_on(tmp_path: Path, whole: list[tuple]) -> None:
     folder = tmp_path / "run"
     process = start(folder, "--episodes", "14", "--workers", "2")
@@ -169,6 +171,7 @@ def stopped(process: subprocess.Popen, folder: Path) -> str:
     return (folder / "log").read_text().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_trials_that_take_too_long_are_timeouts(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     last = stopped(start(folder, "--episodes", "4", "--workers", "1", "--trial-timeout", "0.001"), folder)
@@ -200,6 +203,7 @@ except Exception as error:
     assert "ended with oom True" in process.stdout, process.stdout + process.stderr
 
 
+@pytest.mark.slow
 def test_a_controller_that_dies_is_replaced_and_the_table_is_the_same(tmp_path: Path, whole: list[tuple]) -> None:
     folder = tmp_path / "run"
     process = start(folder, "--episodes", "14", "--workers", "2")
@@ -226,6 +230,7 @@ def settled(folder: Path) -> int:
     return sum(row[5] != "running" for row in table(folder))
 
 
+@pytest.mark.slow
 def test_a_search_that_is_paused_stopped_and_ended_at_once_gives_the_same_table(
     tmp_path: Path, whole: list[tuple]
 ) -> None:
