@@ -1,8 +1,9 @@
 """What a search costs on this machine: python -m experiments.benchmark
 
-Runs nas-search as a user would, with an empty cache, and prints: time of the preparation and of the search, the share
-of the workers' time that is not spent in trials, the memory of all processes together (proportional set size, so
-that shared pages count once), and how long a second study takes to prepare.
+Runs nas-search as a user would, with an empty cache, and prints: time of the preparation, of the episodes (from the
+start of the first trial to the end of the last) and of the runs that confirm; the share of the workers' time that is
+not spent in trials, Ray's start and end included; the memory of all processes together (proportional set size, so that
+shared pages count once); and how long a second study takes to prepare.
 """
 
 import argparse
@@ -13,11 +14,13 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import psutil
-from sqlalchemy import create_engine, text
+
+from nas.store import Evaluation, Purpose, Store
 
 SAMPLE_EVERY_S = 5.0
 STUDY = "reinforce-0"  # so that experiments.learning can go on from --folder
@@ -36,13 +39,20 @@ def main() -> None:
         if any(folder.iterdir()):
             parser.error(f"--folder {folder} is not empty: the preparation would not be measured")
         first = timed_search(args, folder, STUDY, args.episodes)
-        trials = trial_seconds(folder / "nas.db", STUDY)
+        store = Store(str(folder / "nas.db"), read_only=True)
+        study_id = store.find_study(STUDY)[0]
+        episodes, confirming = (store.evaluations(study_id, purpose) for purpose in (Purpose.SEARCH, Purpose.CONFIRM))
         second = timed_search(args, folder, "second", 1)
-    busy = trials["seconds"] / (args.workers * first["search"])
+    trials = [*episodes, *confirming]
+    in_trials = sum(trial.seconds or 0.0 for trial in trials)
+    busy = in_trials / (args.workers * first["search"])
     print(f"machine: {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB")
     print(f"preparation: {first['preparation']:.0f} s; of a second study: {second['preparation']:.0f} s")
-    print(f"search: {args.episodes} episodes with {args.workers} workers in {first['search'] / 60:.1f} min")
-    print(f"trials: {trials['count']} trained, {trials['seconds'] / trials['count']:.2f} s each")
+    print(f"{args.episodes} episodes with {args.workers} workers: {minutes(episodes):.1f} min")
+    if confirming:
+        print(f"{len(confirming)} confirming runs: {minutes(confirming):.1f} min")
+    print(f"all after the preparation: {first['search'] / 60:.1f} min")
+    print(f"trials: {len(trials)} in all, {in_trials / len(trials):.2f} s each")
     print(f"workers outside trials, Ray's start and end included: {100 * (1 - busy):.1f} % of the search")
     print(f"memory at most: {first['memory']:.2f} GB")
 
@@ -95,11 +105,14 @@ def proportional_set_size(pid: int) -> int:
     return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
-def trial_seconds(database: Path, study: str) -> dict[str, Any]:
-    query = text("SELECT count(*), sum(seconds) FROM evaluation JOIN study ON study.id = study_id WHERE name = :study")
-    with create_engine(f"sqlite:///{database}").connect() as connection:
-        count, seconds = connection.execute(query, {"study": study}).one()
-    return {"count": count, "seconds": seconds}
+def minutes(trials: Sequence[Evaluation]) -> float:
+    """From the start of the first to the end of the last."""
+    spans = [
+        (trial.ended - timedelta(seconds=trial.seconds), trial.ended)
+        for trial in trials
+        if trial.ended and trial.seconds
+    ]
+    return (max(end for _, end in spans) - min(start for start, _ in spans)).total_seconds() / 60
 
 
 if __name__ == "__main__":
