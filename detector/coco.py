@@ -116,7 +116,8 @@ def find_split(root: Path, split: str | SplitFiles) -> tuple[Path, Path]:
     and val2017.
     """
     if not root.is_dir():
-        raise UserError(f"--data {root}: no such folder")
+        there = "is a file; give the folder that holds annotations/" if root.is_file() else "no such folder"
+        raise UserError(f"--data {root}: {there}")
     if isinstance(split, SplitFiles):
         return root / split.annotations, root / split.images
     names = [split, f"{split}2017"]
@@ -143,7 +144,10 @@ def load_split(config: DataConfig, root: Path | None, split: str) -> CocoData:
         from detector.shapes import shapes_folder
 
         if root is not None:
-            raise UserError(f"--data {root}: this configuration generates its data; give --config coco or your own")
+            raise UserError(
+                f"--data {root}: this configuration generates its data; give --config coco or your own, or an --arch "
+                "that holds one"
+            )
         root = shapes_folder(config.shapes)
     if root is None:
         raise UserError("this configuration needs --data DIR, a folder in COCO form")

@@ -177,7 +177,7 @@ def output_folder(path: Path) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any], option: str = "--output") -> None:
-    """See write_text."""
+    """See write_file."""
     write_file(path, json.dumps(content, indent=2) + "\n", option)
 
 

@@ -97,7 +97,7 @@ def _read_yaml(name: str) -> Mapping[str, Any]:
         text = (preset_folder() / f"{name}.yaml" if is_preset else Path(name)).read_text(encoding="utf-8")
         if len(text) > MOST_CHARACTERS:  # a megabyte takes the parser seconds
             raise UserError(f"config {name}: has {len(text)} characters, that is no configuration")
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _EveryKeyOnce)  # a loader that knows plain values only, as safe_load
     except OSError as error:
         raise UserError(
             f"config {name}: cannot be read ({error.strerror}); give a file or one of: {', '.join(presets())}"
@@ -109,14 +109,30 @@ def _read_yaml(name: str) -> Mapping[str, Any]:
     return content
 
 
+class _EveryKeyOnce(yaml.SafeLoader):
+    """Of a key that stands twice in a section YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            line, key = key_node.start_mark.line + 1, key_node.value
+            if isinstance(key, str) and key != "<<" and key in lines:
+                problem = f"{key!r} stands twice, in lines {lines[key]} and {line}"
+                raise yaml.constructor.ConstructorError(None, None, problem)
+            if isinstance(key, str):
+                lines[key] = line
+        return super().construct_mapping(node, deep)
+
+
 def _first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     problem = _most_specific(error.errors(), model)
     path = _keys_of(problem, model)
     key = ".".join(path)
     if problem["type"] == "extra_forbidden":
         valid = _valid_keys(model, path[:-1])
-        nearest = difflib.get_close_matches(path[-1], valid, n=1, cutoff=0.0)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        hints = difflib.get_close_matches(path[-1], valid, n=1)
+        hints = hints or _places_of(path[-1], model)[:3] or difflib.get_close_matches(path[-1], valid, n=1, cutoff=0.0)
+        hint = f"; did you mean {' or '.join(map(repr, hints))}?" if hints else ""
         return f"unknown key {key!r}{hint}"
     message = problem["msg"].removeprefix("Value error, ")
     given = problem["input"]
@@ -139,6 +155,15 @@ def _keys_of(problem: ErrorDetails, model: type[BaseModel]) -> list[str]:
         if isinstance(part, int) or is_unknown_key or part in _valid_keys(model, keys):
             keys.append(str(part))
     return keys
+
+
+def _places_of(name: str, model: type[BaseModel], path: tuple[str, ...] = ()) -> list[str]:
+    """Every key of that name, whole."""
+    found = []
+    for key in _valid_keys(model, list(path)):
+        found += [".".join((*path, key))] if key == name else []
+        found += _places_of(name, model, (*path, key))
+    return found
 
 
 def _valid_keys(model: type[BaseModel], path: list[str]) -> list[str]:

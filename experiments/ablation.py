@@ -5,7 +5,9 @@ changed at a time, on the same seeds, without a pyramid, and prints AP on the va
 the difference to the baseline of the same seed with its standard error. Switches of testing, and ensembles, are
 measured on weights so trained. --plot draws AP over iterations for the three samplings.
 
-Restartable: each run is one file in --folder, named by switch, seed and steps. --jobs runs several at a time.
+Switches that a configuration has on already are left out.
+
+Restartable: each run is one file in --folder, named by switch, seed and settings. --jobs runs several at a time.
 """
 
 import argparse
@@ -24,14 +26,15 @@ from detector.ensemble import fuse
 from detector.evaluate import average_precision
 from experiments.runs import Run, Runs
 from experiments.short_training import (
-    BATCH_SIZE,
     Changes,
     ap_of,
+    batch_size,
     configured,
     detections_of,
     fit,
     load_trained,
     new_detector,
+    settings,
     show,
 )
 
@@ -89,25 +92,27 @@ def main() -> None:
     for names in (tuple(switches), tuple(ENSEMBLES)):  # the latter use weights of the former
         study.runs.make([Run(name, seed) for seed in args.seeds for name in names], args.jobs)
     results = {name: [study.runs.read(Run(name, seed)) for seed in args.seeds] for name in (*switches, *ENSEMBLES)}
-    print(f"{args.config}, {args.steps} steps of {BATCH_SIZE} images, seeds {args.seeds}; AP on the validation split")
+    images = batch_size(study.config)
+    print(f"{args.config}, {args.steps} steps of {images} images, seeds {args.seeds}; AP on the validation split")
     report(results)
     if args.plot is not None:
-        plot(results, args.plot)
+        plot(results, args.plot, f"sampling {study.config.training.sampling}")
 
 
 def study_of(config: str, data: Path | None, folder: Path, steps: int) -> Study:
     arguments = ["--config", config, "--folder", str(folder), "--steps", str(steps)]
     arguments += [] if data is None else ["--data", str(data)]
-    runs = Runs(folder, f"{Path(config).stem}-steps{steps}", "experiments.ablation", arguments)
-    return Study(load_config(config, DetectorSections), data, steps, runs)
+    loaded = load_config(config, DetectorSections)
+    runs = Runs(folder, settings(loaded, steps, [] if data is None else [data]), "experiments.ablation", arguments)
+    return Study(loaded, data, steps, runs)
 
 
 def trained_switches(config: DetectorSections) -> dict[str, Changes]:
-    """What trainings differ in from the baseline; sizes are relative to the configuration's."""
+    """What trainings differ in from the baseline, and the baseline; sizes are relative to the configuration's."""
     pooling = {"pool_size": 2 * config.detector.cascade.pool_size}
     short, long = config.training.short_side, config.training.long_side
     sides = {"multi_scale": (short * 3 // 4, short * 5 // 4), "multi_scale_long_side": long * 5 // 4}
-    return {
+    switches: dict[str, Changes] = {
         BASELINE: {},
         CLASS_AWARE: {"training": {"sampling": "class_aware"}},
         CLASS_DIVERSITY: {"training": {"sampling": "class_diversity"}},
@@ -121,12 +126,18 @@ def trained_switches(config: DetectorSections) -> dict[str, Changes]:
         "multi-scale training, 3/4 to 5/4": {"training": sides},
         NAS_FPN: {},
     }
+    baseline = configured(config, {}, 0, 1)
+    return {
+        name: changes
+        for name, changes in switches.items()
+        if not changes or configured(config, changes, 0, 1) != baseline
+    }
 
 
 def tested_switches(config: DetectorSections) -> dict[str, Mapping[str, Any]]:
     """What testing the same weights may differ in."""
     short = config.training.short_side
-    return {
+    switches: dict[str, Mapping[str, Any]] = {
         "test: cascade shared": {"cascade": "shared"},
         "test: cascade adaptive": {"cascade": "adaptive"},
         "test: Soft-NMS linear": {"nms": "linear"},
@@ -134,6 +145,8 @@ def tested_switches(config: DetectorSections) -> dict[str, Mapping[str, Any]]:
         "test: mirrored, too": {"flip": True},
         "test: scales 7/8, 1, 9/8": {"scales": (short * 7 // 8, short, short * 9 // 8)},
     }
+    testing = config.detector.testing
+    return {name: test for name, test in switches.items() if testing.model_copy(update=dict(test)) != testing}
 
 
 def make_run(study: Study, run: Run) -> None:
@@ -164,7 +177,8 @@ def training_run(study: Study, run: Run) -> dict[str, Any]:
 
 def ensemble_run(study: Study, run: Run) -> dict[str, Any]:
     validation = study.split("val")
-    members = [load_trained(study.runs.file(Run(name, run.seed), ".pt")) for name in ENSEMBLES[run.name]]
+    names = [name for name in ENSEMBLES[run.name] if name in trained_switches(study.config)]
+    members = [load_trained(study.runs.file(Run(name, run.seed), ".pt")) for name in names]
     of_members = [detections_of(trained, validation) for trained in members]
     limit = study.config.detector.cascade.detections
     sizes = torch.from_numpy(validation.image_hw)
@@ -179,16 +193,16 @@ def report(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     show("switch", aps, BASELINE)
 
 
-def plot(results: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """Validation AP over iterations for the samplings, mean over seeds."""
+def plot(results: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, baseline: str) -> None:
+    """Validation AP over iterations for the samplings, mean over seeds. baseline: what the baseline is called."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.8), layout="constrained")
     axes = figure.add_subplot()
-    for name in CURVES:
+    for name in (name for name in CURVES if name in results):
         steps = [step for step, _ in results[name][0]["curve"]]
         means = [statistics.fmean(run["curve"][i][1] for run in results[name]) for i in range(len(steps))]
-        axes.plot(steps, means, "o-", label=name.replace(BASELINE, "sampling uniform"))
+        axes.plot(steps, means, "o-", label=name.replace(BASELINE, baseline))
     axes.set(xlabel="iteration", ylabel="validation AP")
     axes.legend(frameon=False)
     figure.savefig(path, dpi=130)

@@ -8,7 +8,7 @@ With `shapes`, COCO is played by other pictures on which only the more frequent 
 tiny set are 500 pictures of three rare classes. With --data COCO FULL TINY they are folders in COCO form, read and
 trained as --config says. The tiny set gets a quarter of the --steps.
 
-Restartable: each run is one file in --folder, named by chain, seed and steps. --jobs runs several at a time.
+Restartable: each run is one file in --folder, named by chain, seed and settings. --jobs runs several at a time.
 """
 
 import argparse
@@ -25,7 +25,16 @@ from detector.config import DetectorSections
 from detector.config_files import load_config
 from detector.transfer import transfer
 from experiments.runs import Run, Runs
-from experiments.short_training import BATCH_SIZE, ap_of, configured, fit, load_trained, new_detector, show
+from experiments.short_training import (
+    ap_of,
+    batch_size,
+    configured,
+    fit,
+    load_trained,
+    new_detector,
+    settings,
+    show,
+)
 
 COCO, FULL, TINY = "COCO", "full", "tiny"
 THEN = " > "
@@ -72,7 +81,8 @@ def main() -> None:
         study.runs.make([Run(chain, seed) for seed in args.seeds for chain in chains], args.jobs)
     for target in (FULL, TINY):
         steps = steps_of(study, target)
-        print(f"\n{target}: {steps} steps of {BATCH_SIZE} images, seeds {args.seeds}; AP on its validation split")
+        images = batch_size(study.config)
+        print(f"\n{target}: {steps} steps of {images} images, seeds {args.seeds}; AP on its validation split")
         chains = [THEN.join(chain) for chain in CHAINS if chain[-1] == target]
         aps = {chain: [study.runs.read(Run(chain, seed))["ap"] for seed in args.seeds] for chain in chains}
         show("chain", aps, target)
@@ -81,8 +91,9 @@ def main() -> None:
 def study_of(config: str, folders: Sequence[Path], folder: Path, steps: int) -> Study:
     arguments = ["--config", config, "--folder", str(folder), "--steps", str(steps)]
     arguments += ["--data", *map(str, folders)] if folders else []
-    runs = Runs(folder, f"{Path(config).stem}-steps{steps}", "experiments.chain", arguments)
-    return Study(load_config(config, DetectorSections), folders, steps, runs)
+    loaded = load_config(config, DetectorSections)
+    runs = Runs(folder, settings(loaded, steps, folders), "experiments.chain", arguments)
+    return Study(loaded, folders, steps, runs)
 
 
 def make_run(study: Study, run: Run) -> None:

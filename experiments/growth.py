@@ -33,9 +33,9 @@ from detector.coco import load_split
 from detector.config_files import load_config
 from detector.progress import Progress
 from experiments.annotation_scale import BOXES, GB, IMAGES, generate
-from experiments.scale import Cost, Setting, real, simulated
+from experiments.scale import Cost, Setting, real, simulated, utilisation
 from nas.config import Config
-from nas.proxy import choose_device, load_proxy
+from nas.proxy import load_proxy
 
 PRIOR = PRIORS["nas-fpn"]
 PREPARATION = 10
@@ -113,7 +113,7 @@ def measured(runs: int, processes: Sequence[int], images: Sequence[int]) -> Iter
         "simulated, trials of 60 s": {w: simulated(Setting(w, 1, BATCHES, "measured", 60.0)) for w in WORKERS},
         "processes, trials of 2 s": {w: real(Setting(w, 1, BATCHES, "measured", 2.0)) for w in processes},
     }
-    rates = [Curve(name, {w: an_hour(found) for w, found in costs.items()}) for name, costs in searches.items()]
+    rates = [Curve(name, {w: an_hour(found, w) for w, found in costs.items()}) for name, costs in searches.items()]
     yield Panel("workers", "episodes an hour", rates)
     yield Panel("images", "GB at most, first reading", [Curve("annotations", {n: peak_gb(n) for n in images})])
 
@@ -130,7 +130,7 @@ def trial_seconds(changes: Sequence[str], graph: Architecture, steps: int, runs:
     config = load_config("shapes", Config, [*PREPARED, *changes])
     data = load_split(config.data, None, "train")
     with Progress() as progress:
-        proxy = load_proxy(config, data, graph, choose_device(), progress)
+        proxy = load_proxy(config, data, graph, torch.device("cpu"), progress)
     taken = []
     for seed in range(runs + 1):
         start = time.process_time()
@@ -146,14 +146,14 @@ def graph_of(cells: int) -> Architecture:
     )
 
 
-def an_hour(search: Cost) -> float:
-    """Episodes, from the first start to the last."""
-    starts = [trial.start for trial in search.trials]
-    return 3600 * (len(starts) - 1) / (max(starts) - min(starts))
+def an_hour(search: Cost, workers: int) -> float:
+    """Episodes that so many workers come to, busy as they were."""
+    length = statistics.fmean(trial.end - trial.start for trial in search.trials)
+    return 3600 * utilisation(search.trials, workers) * workers / length
 
 
 def peak_gb(images: int) -> float:
-    """Of a process that reads annotations for the first time, PyTorch included."""
+    """Of a process that reads annotations for the first time."""
     boxes = images * BOXES // IMAGES
     with tempfile.TemporaryDirectory(prefix="nas-growth-") as folder:
         generate(Path(folder), images, boxes)
@@ -186,7 +186,7 @@ def report(panel: Panel) -> None:
 
 
 def plot(panels: Sequence[Panel], path: Path) -> None:
-    """Logarithmic, but for steps and cells; fits as lines."""
+    """Logarithmic where sizes span more than five to one; fits as lines."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 6), layout="constrained")

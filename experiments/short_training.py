@@ -1,7 +1,12 @@
-"""Short trainings of the final detector, and tables that compare them."""
+"""Short trainings of the final detector, and tables that compare them.
 
+Weights are those of the last step: moving averages and accumulated batches are left out.
+"""
+
+import hashlib
+import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +28,16 @@ Changes = Mapping[str, Mapping[str, Any]]  # section -> key -> value
 BATCH_SIZE = 16  # at most: more steps for the same time
 
 
+def settings(config: DetectorSections, steps: int, folders: Iterable[Path]) -> str:
+    """A word that parts runs of other settings or data."""
+    told = [config.model_dump(mode="json"), BATCH_SIZE, *(str(folder.absolute()) for folder in folders)]
+    return f"steps{steps}-{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]}"
+
+
+def batch_size(config: DetectorSections) -> int:
+    return min(BATCH_SIZE, config.training.batch_size)
+
+
 def configured(config: DetectorSections, changes: Changes, seed: int, steps: int) -> DetectorSections:
     """Of a short training, with changes to the sections `backbone`, `cascade` and `training`."""
     detector, training = config.detector, config.training
@@ -35,7 +50,7 @@ def configured(config: DetectorSections, changes: Changes, seed: int, steps: int
     of_run = {
         "seed": seed,
         "steps": steps,
-        "batch_size": min(BATCH_SIZE, training.batch_size),
+        "batch_size": batch_size(config),
         "warmup_steps": min(training.warmup_steps, steps // 5),
     }
     training = training.model_copy(update={**of_run, **changes.get("training", {})})

@@ -37,7 +37,7 @@ def rewards(findings: Findings, others: Sequence[Findings] = ()) -> go.Figure:
     if findings.prior is not None and findings.prior.reward is not None:
         span = [0, max(episode.number for episode in findings.episodes)]
         constant = {"color": GREY, "dash": "dot"}
-        figure.add_scatter(**_line(span, [findings.prior.reward] * 2), name="where it started", line=constant)
+        figure.add_scatter(**_line(span, [findings.prior.reward] * 2), name="where it started (one run)", line=constant)
     for number, other in enumerate(others):
         line = {"color": OTHERS[number % len(OTHERS)], "dash": "longdash"}
         figure.add_scatter(**_line(*running_mean(other)), name=f"mean of {_name(other)}", line=line)

@@ -131,10 +131,10 @@ def cluster_session(cluster: Cluster) -> Iterator[tuple[Cluster, str]]:
 
 def _decided(cluster: Cluster) -> Cluster:
     gpus = ray.cluster_resources().get("GPU", 0)
-    if gpus and cluster.address is None:  # Ray also counts those that PyTorch here cannot use
+    if cluster.address is None and cluster.gpus_per_trial is None:  # Ray may count others than PyTorch can use
         import torch
 
-        gpus = min(gpus, torch.cuda.device_count())
+        gpus = torch.cuda.device_count()
     per_trial = float(gpus >= 1) if cluster.gpus_per_trial is None else cluster.gpus_per_trial
     if per_trial and max(rooms(per_trial)) == 0:  # Ray would wait for them for ever
         where = cluster.address or "this machine"

@@ -152,7 +152,7 @@ def _export_parser() -> Parser:
         help="json: what train-final takes; torch: a Python module that needs PyTorch only; onnx: the untrained "
         "pyramid, for programs that show or time it; tensorflow: the block specification of its model garden",
     )
-    parser.add_argument("--output", metavar="FILE|-", help="default: best.json, or best.py; - prints it")
+    parser.add_argument("--output", metavar="FILE|-", help="default: best.json, best.py or best.onnx; - prints it")
     parser.add_argument("--show", action="store_true", help="draw each graph on the terminal, too")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the best one, as .svg or .png")
     return parser

@@ -44,7 +44,9 @@ def _export(args: argparse.Namespace) -> int:
             write_file(path, content, "--pareto" if args.pareto else "--output")
             cost = f", {graph.found['gflops']:.4g} GFLOPs" if args.pareto and graph.found else ""
             verdict = confirmed.get(episode.architecture_hash)
-            print(f"{path}: episode {episode.number}, " + (str(verdict) if verdict else _reward(episode)) + cost)
+            itself = " (where the search started)" if prior is not None and episode.number == prior.number else ""
+            figures = str(verdict) if verdict else _reward(episode)
+            print(f"{path}: episode {episode.number}{itself}, {figures}{cost}")
         if args.show:
             print(f"\n{text(graph, _prior_of(study))}\n", file=sys.stderr if path is None else sys.stdout)
     if args.picture is not None:
@@ -87,6 +89,8 @@ def _chosen(
 ) -> list[tuple[Path | None, Episode]]:
     """What to write where; path None is standard output."""
     ranked = by_reward(episodes)
+    if args.format == "onnx" and args.output == "-" and args.top is not None and args.top > 1:
+        raise UserError("--output -: models of several graphs would become one; give a file, or --best")
     path = None if args.output == "-" else Path(args.output or f"best{SUFFIXES[args.format]}")
     if path is not None and (path.is_dir() or not path.name):
         raise UserError(f"--output {args.output}: is a folder; give a file")

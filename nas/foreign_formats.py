@@ -119,7 +119,9 @@ def onnx_model(architecture: Architecture, channels: int, norm: Norm, sizes: Seq
 
     names: dict[str, type[torch.nn.Module]] = {}
     exec(compile(torch_module(architecture, channels, norm), architecture.hash, "exec"), names)
-    pyramid = names["Pyramid"]().eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # the same graph is the same file
+        pyramid = names["Pyramid"]().eval()
     features = [torch.zeros(1, channels, *size) for size in sizes]
     program = torch.onnx.export(
         pyramid,
@@ -129,7 +131,10 @@ def onnx_model(architecture: Architecture, channels: int, norm: Norm, sizes: Seq
         verbose=False,
     )
     assert program is not None
-    content: bytes = program.model_proto.SerializeToString()
+    model = program.model_proto
+    for node in model.graph.node:
+        del node.metadata_props[:]  # paths of this machine
+    content: bytes = model.SerializeToString()
     return content
 
 

@@ -118,7 +118,7 @@ def _numbers(findings: Findings) -> list[tuple[str, str]]:
     if findings.prior is not None:
         confirmed = findings.verdicts.get(findings.prior.architecture_hash)
         value = f"{findings.prior.reward:.4f}" if confirmed is None else f"{confirmed.mean:.4f}"
-        numbers.append(("where it started", value))
+        numbers.append((f"where it started, {'one run' if confirmed is None else 'confirmed'}", value))
     return [*numbers, ("time of searching", _duration(findings.effort.hours)), ("failed", str(_failed(findings)))]
 
 

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import importlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from detector.architecture import Architecture
 from detector.coco import CocoData, load_split
-from detector.command import keep_ray_to_itself
+from detector.command import FAILED, INTERRUPTED, keep_ray_to_itself
 from detector.config_files import as_yaml, load_config
 from detector.errors import UserError
 from detector.named_weights import named_weights
@@ -96,7 +97,14 @@ def _run(asked: Checked) -> int | None:
             screen.hint(f"dashboard http://{dashboard}; elsewhere: nas-status, nas-report, nas-control, nas-stop")
             from nas.session import run_study
 
-            return run_study(asked, cluster, scalars)
+            ended, stopped = run_study(asked, cluster, scalars)
+    if ended is not None:
+        print("nas-search: stopped on request; the same command continues", file=sys.stderr)
+        return INTERRUPTED
+    if stopped is not None:
+        print(f"nas-search: stopped: {stopped}", file=sys.stderr)
+        return FAILED
+    return None
 
 
 @contextlib.contextmanager
@@ -116,13 +124,18 @@ def _scalars(folder: Path | None, study: str) -> Iterator["Scalars | None"]:
 
 @contextlib.contextmanager
 def _imported_meanwhile(name: str) -> Iterator[None]:
-    """PyTorch takes seconds to import, and Ray's start mostly waits for other processes."""
-    thread = threading.Thread(target=importlib.import_module, args=(name,))
+    """PyTorch takes seconds to import, and Ray's start mostly waits for other processes. Who leaves early does not wait
+    for it, and a mistake is found when it is imported again.
+    """
+
+    def load() -> None:
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+
+    thread = threading.Thread(target=load, daemon=True)
     thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
+    yield
+    thread.join()
 
 
 def _check_gpus(per_trial: float) -> None:
@@ -226,13 +239,20 @@ def _say_found(args: argparse.Namespace, store: Store, study_id: int, say: Calla
     against = f", the prior {prior.reward:.4f}" if prior is not None else ""
     say(f"highest reward: episode {best.number}, {best.reward:.4f}{against}")
     confirmed = verdicts(store, study_id, prior)
+    again = f"nas-export --best{flags_of(args.database, args.study)}"
     if confirmed:
         winner = next(iter(confirmed.values()))
         number = next(e.number for e in ranked if e.architecture_hash == winner.architecture_hash)
         if prior is not None and number == prior.number:
             say(f"with new seeds none is better than the prior: {winner}")
+            again = f"--episodes {2 * len(episodes)} searches on; {again} would write the prior itself"
         else:
             say(f"winner with new seeds: episode {number}, {winner}")
             if prior is not None and prior.architecture_hash in confirmed:
                 say(f"the prior, the same: {confirmed[prior.architecture_hash]}")
-    say(f"next: nas-export --best{flags_of(args.database, args.study)}")
+    elif args.confirm is None and len(episodes) < EPISODES_A_RUN * RUNS_A_CANDIDATE:
+        say(
+            f"not confirmed: that takes {RUNS_A_CANDIDATE} runs with new seeds for each graph, which is what "
+            f"{EPISODES_A_RUN * RUNS_A_CANDIDATE} episodes bring; --confirm {RUNS_A_CANDIDATE} does it now"
+        )
+    say(f"next: {again}")

@@ -1,9 +1,7 @@
 """One run of a search: trials until all episodes have ended, and runs that confirm the best."""
 
-import sys
 from functools import partial
 
-from detector.command import FAILED, INTERRUPTED
 from detector.progress import Progress
 from nas.algorithms import make_controller
 from nas.cluster import Cluster, Delivery
@@ -16,23 +14,22 @@ from nas.scalars import Scalars
 from nas.search import run
 from nas.service import Checked, confirmation
 from nas.space import space_around
-from nas.store import Episode, Store
+from nas.store import Action, Episode, Store
 from nas.study import Schedule
 from nas.trial import ProxySource
 
 
-def run_study(asked: Checked, cluster: Cluster, scalars: Scalars | None) -> int | None:
-    """Search and confirm on a cluster that is up; the exit code of a run that was ended before its time."""
+def run_study(asked: Checked, cluster: Cluster, scalars: Scalars | None) -> tuple[Action | None, str | None]:
+    """Search and confirm on a cluster that is up. If that ended before its time: what was asked for, or what failed."""
     args, config, prior, budget, data, study, screen = asked
     source = ProxySource.of(config, args.data and args.data.absolute(), prior, data.hash)
     space = space_around(prior)
-    store = Store(args.database)
-    study_id = store.open_study(study)
-    store.set_target(study_id, args.episodes)
     make = partial(make_controller, config.search, space, prior, args.seed, budget)
     controller = RemoteController(args.study, make, config.search.lag)
-    folders = delivered(config, data, prior)
-    delivery = Delivery.of(folders) if cluster.address is not None and folders else None
+    store = Store(args.database)  # not before there is a controller: what is refused leaves nothing
+    study_id = store.open_study(study)
+    store.set_target(study_id, args.episodes)
+    delivery = Delivery.of(delivered(config, data, prior)) if cluster.address is not None else None
     shown: list[SearchMetrics | Scalars] = [SearchMetrics(args.study)]
     shown += [] if scalars is None else [scalars]
     schedule = Schedule(
@@ -70,13 +67,7 @@ def run_study(asked: Checked, cluster: Cluster, scalars: Scalars | None) -> int 
         plan = Controlled(confirming, store, study_id)
         run(plan, source, cluster, report, delivery)
         stopped = plan.stopped
-    if plan.ending is not None:
-        print("nas-search: stopped on request; the same command continues", file=sys.stderr)
-        return INTERRUPTED
-    if stopped is not None:
-        print(f"nas-search: stopped: {stopped}", file=sys.stderr)
-        return FAILED
-    return None
+    return plan.ending, stopped
 
 
 def _report_confirmation(progress: Progress, confirmation: Confirmation, _ended: list[Episode]) -> None:

@@ -151,10 +151,12 @@ def _screen(found: Status) -> Table:
     table.add_row("episodes", f"{settled} of {found.target}" + (f" ({states})" if states else ""))
     if found.trials_an_hour is not None:
         left = f", {_duration(found.hours_left)} left" if found.hours_left is not None else ""
-        table.add_row("speed", f"{found.trials_an_hour:.3g} trials an hour{left}")
+        rate = found.trials_an_hour
+        table.add_row("speed", (f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}") + f" trials an hour{left}")
     if found.best is not None:
         prior = f", the prior {found.prior:.4f}" if found.prior is not None else ""
-        recent = f", mean of the last {RECENT} {found.recent_mean:.4f}" if found.recent_mean is not None else ""
+        of = f"the last {RECENT}" if settled > RECENT else "all"
+        recent = f", mean of {of} {found.recent_mean:.4f}" if found.recent_mean is not None else ""
         table.add_row("reward", f"best {found.best:.4f} (episode {found.best_episode}){prior}{recent}")
     entropy = f", entropy {found.entropy:.3f} a decision" if found.entropy is not None else ""
     table.add_row("policy", f"version {found.policy_version}{entropy}")

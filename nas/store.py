@@ -258,6 +258,10 @@ class Outcome(NamedTuple):
     latency_ms: float | None = None
 
 
+class NoStudyError(UserError):
+    """There is no such study, or not yet."""
+
+
 class Store:
     """A database at a path or a SQLAlchemy URL. Raises UserError if it cannot be used."""
 
@@ -367,7 +371,7 @@ class Store:
             if row is None:
                 names = list(session.scalars(select(StudyRow.name).order_by(StudyRow.id)))
                 there = f"it holds {', '.join(names)}" if names else "it holds no study yet"
-                raise UserError(f"--database {self.database}: has no study {name!r}; {there}")
+                raise NoStudyError(f"--database {self.database}: has no study {name!r}; {there}")
             return row.id, Study(row.name, row.config, row.seed, row.data_hash)
 
     def studies(self) -> list[str]:
@@ -656,7 +660,9 @@ def _engine(database: str, read_only: bool) -> Engine:
         except (NoSuchModuleError, ModuleNotFoundError, ArgumentError) as error:
             raise UserError(f"--database {shown(database)}: no driver for this kind of database ({error})") from error
     if read_only and not path.is_file():
-        raise UserError(f"--database {shown(database)}: no such file; run nas-search first, or name the one it wrote")
+        raise NoStudyError(
+            f"--database {shown(database)}: no such file; run nas-search first, or name the one it wrote"
+        )
     query = {"uri": "true", "mode": "ro" if read_only else "rwc"}
     if read_only and not _has_log(path) and not os.access(path.parent, os.W_OK):
         query["immutable"] = "1"  # nobody writes, and this reader could not make the files that WAL readers share

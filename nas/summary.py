@@ -10,6 +10,7 @@ from nas.results import Verdict
 from nas.store import Episode, State
 
 SURE, LIKELY = 0.95, 0.8
+RUNS = 12  # that are proposed to confirm a search: two graphs and the prior
 ERRORS = 3.0  # standard errors from which on a difference of means is more than luck
 START = "the pyramid that the search started from"
 
@@ -59,14 +60,26 @@ def following(findings: Findings, flags: Flags, *, has_baseline: bool = False) -
         steps.append((f"nas-control retry 0{here}", f"tries {START} again, which failed: nothing goes on without it"))
     elif findings.settled < findings.target:
         steps.append((f"nas-search{flags.config} --episodes {findings.target}{here}", "goes on with this search"))
-    elif findings.algorithm != "random" and not has_baseline:
-        command = f"nas-search{flags.config} --episodes {findings.target} --algorithm random --study random"
-        steps.append((command + flags.database, "searches without learning: what a search must beat"))
+    elif findings.ranked and not findings.verdicts:
+        command = f"nas-search{flags.config} --episodes {findings.target} --confirm {RUNS}{here}"
+        steps.append((command, "judges the best again with new seeds: until then it may just be lucky"))
+    elif _is_prior_best(findings):
+        steps.append((f"nas-search{flags.config} --episodes {2 * findings.target}{here}", "searches on"))
     if findings.ranked:
-        steps.append((f"nas-export --best{here}", "writes the best pyramid to best.json"))
+        what = f"{START}" if _is_prior_best(findings) else "the best pyramid"
+        steps.append((f"nas-export --best{here}", f"writes {what} to best.json"))
         steps.append((f"train-final --arch best.json{data} --dry-run", "says what the final training would take"))
         steps.append((f"train-final --arch best.json{data}", "trains the whole detector with it"))
+    if findings.settled >= findings.target and findings.algorithm != "random" and not has_baseline:
+        command = f"nas-search{flags.config} --episodes {findings.target} --algorithm random --study random"
+        steps.append((command + flags.database, "searches without learning: what a search must beat"))
     return steps
+
+
+def _is_prior_best(findings: Findings) -> bool:
+    """Whether nothing came before where the search started, once it was judged with new seeds."""
+    prior = findings.prior
+    return prior is not None and bool(findings.verdicts) and next(iter(findings.verdicts)) == prior.architecture_hash
 
 
 def measure(findings: Findings) -> str:
@@ -125,7 +138,7 @@ def _certainty(findings: Findings) -> str:
             "and do not compare it with anything."
         )
     if prior is not None and best.architecture_hash == prior.architecture_hash:
-        return f"{len(findings.verdicts)} pyramids were judged anew, with seeds that the search had not used."
+        return _prior_stays(findings, verdict)
     if prior is not None and verdict.beats_prior is None:
         return f"It is still to be judged beside {START}, with seeds that the search had not used."
     if verdict.beats_prior is None:
@@ -134,6 +147,19 @@ def _certainty(findings: Findings) -> str:
             "used: nearly what it is worth, and still a little flattered, as the best of several is."
         )
     return f"{_sure(verdict.beats_prior)} (probability {verdict.beats_prior:.2f}, from runs with new seeds)."
+
+
+def _prior_stays(findings: Findings, prior: Verdict) -> str:
+    """When none of the found ones comes before it."""
+    others = [v for v in findings.verdicts.values() if v.architecture_hash != prior.architecture_hash]
+    judged = f"{len(findings.verdicts)} pyramids were judged anew, with seeds that the search had not used."
+    best = max(others, key=lambda v: v.mean, default=None)
+    if best is None or best.beats_prior is None:
+        return judged
+    return (
+        f"{judged} The best found one has {best.mean:.4f} where the start has {prior.mean:.4f}: that it is better has "
+        f"a probability of {best.beats_prior:.2f}."
+    )
 
 
 def _sure(probability: float) -> str:

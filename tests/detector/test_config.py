@@ -30,6 +30,12 @@ def test_presets_are_those_documented() -> None:
         ("detector: {cascade: {pool_sise: 3}}", "unknown key 'detector.cascade.pool_sise'; did you mean 'pool_size'?"),
         ("proxy: {trial: {stepz: 3}}", "unknown key 'proxy.trial.stepz'; did you mean 'steps'?"),
         ("proxy: {detector: {chanels: 3}}", "unknown key 'proxy.detector.chanels'; did you mean 'channels'?"),
+        (
+            "steps: 3",
+            "unknown key 'steps'; did you mean 'training.steps' or 'proxy.pretrain.steps' or 'proxy.pool.steps'?",
+        ),
+        ("training: {seed: 1}\ntraining: {steps: 9}", "'training' stands twice, in lines 1 and 2"),
+        ("training: {steps: 9, steps: 8}", "'steps' stands twice, in lines 1 and 1"),
         ("training: {steps: many}", r"training\.steps: .*given: 'many'"),
         ("training: {steps: -1}", r"training\.steps: .*greater than 0 \(given: -1\)"),
         ("search: {algorithm: magic}", r"search\.algorithm: .*'reinforce'"),

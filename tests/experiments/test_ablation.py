@@ -25,10 +25,11 @@ def test_every_switch_is_a_valid_configuration_that_differs_from_the_baseline(pr
         config = configured(base, changes, seed=1, steps=7)
         content = config.model_dump(mode="json")
         assert DetectorSections.model_validate(content).model_dump(mode="json") == content
-        if preset == "shapes":  # others have some switched on
-            assert (config == baseline) == (name in (ablation.BASELINE, ablation.NAS_FPN)), name
-    for test in TESTED.values():
-        assert SHAPES.detector.testing.model_copy(update=dict(test)) != SHAPES.detector.testing
+        assert (config == baseline) == (name in (ablation.BASELINE, ablation.NAS_FPN)), name
+    for test in ablation.tested_switches(base).values():
+        assert base.detector.testing.model_copy(update=dict(test)) != base.detector.testing
+    assert len(ablation.trained_switches(base)) == (12 if preset == "shapes" else 10)
+    assert len(ablation.tested_switches(base)) == (6 if preset == "shapes" else 4)
 
 
 def test_sizes_are_relative_to_those_of_the_configuration() -> None:
@@ -74,9 +75,11 @@ def test_a_data_set_can_be_given(tiny_coco: Path, tmp_path: Path) -> None:
     ablation.make_run(study, Run(ablation.NAS_FPN, 3))
     assert study.runs.read(Run(ablation.NAS_FPN, 3))["ap"] >= 0
     assert study.runs.command[-2:] == ["--data", str(tiny_coco)]
+    other = ablation.study_of(str(path), tmp_path, tmp_path / "runs", 2)
+    assert not other.runs.has(Run(ablation.NAS_FPN, 3))  # of other data
 
 
 def test_curves_are_drawn(tmp_path: Path) -> None:
     curve = [[10, 0.1], [20, 0.2]]
-    ablation.plot({name: [{"curve": curve}] * 2 for name in ablation.CURVES}, tmp_path / "c.png")
+    ablation.plot({name: [{"curve": curve}] * 2 for name in ablation.CURVES}, tmp_path / "c.png", "sampling uniform")
     assert (tmp_path / "c.png").stat().st_size > 5000

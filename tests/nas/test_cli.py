@@ -10,6 +10,7 @@ import pytest
 
 from detector.architecture import PRIORS
 from detector.config_files import load_config
+from nas import commands
 from nas.commands import search
 from nas.config import Config
 from nas.confirm import Confirmation
@@ -102,10 +103,30 @@ def test_what_new_seeds_say_is_said(here: Path, capsys, better: bool, message: s
     while (job := plan.next()) is not None:
         ap = 0.5 + 0.001 * (job.measurement.seed % 2) - 0.0005 if job.episode == 0 else 0.2 + 0.6 * better
         plan.finish(job.evaluation_id, Outcome(ap))
-    _say_found(argparse.Namespace(database="nas.db", study="default"), store, 1, print)
+    _say_found(argparse.Namespace(database="nas.db", study="default", confirm=None), store, 1, print)
     shown = capsys.readouterr().out
     assert message in shown
     assert ("the prior, the same: mean" in shown) == better
+    assert ("next: --episodes 24 searches on" in shown) == (not better)
+
+
+@pytest.mark.parametrize(("confirm", "is_said"), [(None, True), (0, False)])
+def test_what_too_short_a_search_lacks_is_said(here: Path, capsys, confirm: int | None, is_said: bool) -> None:
+    """Unless nobody wanted it."""
+    store = Store("nas.db")
+    store.open_study(Study("default", {}, 0, "data"))
+    run(schedule_of(store), workers=2)
+    _say_found(argparse.Namespace(database="nas.db", study="default", confirm=confirm), store, 1, print)
+    assert ("which is what 36 episodes bring; --confirm 6 does it now" in capsys.readouterr().out) == is_said
+
+
+def test_a_search_that_still_prepares_is_not_taken_for_none(here: Path, capsys) -> None:
+    assert "no such file; run nas-search first" in refused(capsys, commands.status([]))
+    with study_lock("nas.db", "default"):
+        assert "study 'default' is being prepared by process " in refused(capsys, commands.status([]))
+        Store("nas.db")
+        assert "study 'default' is being prepared by process " in refused(capsys, commands.report([]))
+        assert "has no study 'other'" in refused(capsys, commands.report(["--study", "other"]))
 
 
 def schedule_of(store: Store):

@@ -397,6 +397,24 @@ def test_it_works_in_a_browser(tmp_path: Path, browser, large: Findings, width: 
                 assert chart.query_selector(".main-svg") is not None
 
 
+def test_when_nothing_found_is_better_that_is_what_is_said_and_advised() -> None:
+    findings = made([0.3, 0.35, 0.2], confirmed=[[0.30, 0.31, 0.305], [0.29, 0.30, 0.294], [0.1, 0.11, 0.104]])
+    told = words(summary.trust(findings))
+    assert "3 pyramids were judged anew" in told
+    assert re.search(
+        r"The best found one has 0\.29\d\d where the start has 0\.30\d\d: .* probability of 0\.[0-4]", told
+    )
+    steps = dict(summary.following(findings, summary.Flags("", "", "")))
+    assert steps["nas-search --episodes 6"] == "searches on"
+    assert steps["nas-export --best"] == "writes the pyramid that the search started from to best.json"
+    assert next(reversed(steps)).startswith("nas-search --episodes 3 --algorithm random")
+
+
+def test_what_is_not_confirmed_is_to_be_confirmed_first() -> None:
+    steps = summary.following(made([0.3, 0.35, 0.2]), summary.Flags(" --database x.db", " --study y", ""))
+    assert steps[0][0] == "nas-search --episodes 3 --confirm 12 --database x.db --study y"
+
+
 def test_how_far_rewards_can_be_trusted_is_said_where_it_was_measured(tmp_path: Path, monkeypatch) -> None:
     """Of this very data, detector and proxy; not of another."""
     monkeypatch.setattr("nas.fidelity.preset_folder", lambda: tmp_path)
