@@ -7,11 +7,19 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bar
 from rich.text import Text
 
 LINE_EVERY_S = 10.0
+WIDE = 110  # characters; on a narrower terminal what matters would be cut off
 
 
 class _BarAndLines(Bar):
@@ -76,16 +84,16 @@ class Progress:
 
     def _draw(self, what: str, step: int, steps: int, below: Sequence[str]) -> None:
         if self.bar is None:
-            self.bar = _BarAndLines(
+            columns: list[ProgressColumn] = [
                 TextColumn("{task.description}"),
-                BarColumn(),
                 MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[rate]}"),
-                console=self.console,
-            )
+                TextColumn("left"),
+            ]
+            if self.console.width >= WIDE:
+                columns[1:1] = [BarColumn()]
+                columns += [TimeElapsedColumn(), TextColumn("gone"), TextColumn("{task.fields[rate]}")]
+            self.bar = _BarAndLines(*columns, console=self.console)
             self.bar.start()
             self.bar.add_task(what, total=steps, completed=step, rate="")
         self.bar.below = below
