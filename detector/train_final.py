@@ -73,6 +73,7 @@ def train_final(args: argparse.Namespace) -> int:
 
             train_together(job, Workers(args.workers, args.gpus_per_worker, args.address, args.verbose), terminal)
     print(f"weights {args.output / 'model.pt'}, all figures {args.output / 'metrics.json'}")
+    print(f"next: detect --weights {args.output / 'model.pt'} PICTURES")
     return 0
 
 
