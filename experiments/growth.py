@@ -10,6 +10,8 @@ One thing at a time is made larger, the rest stays as in `shapes`:
 
 Printed: the figures, and for each the fit that has the least relative error,
 cost = fixed + slope * size ** exponent.
+
+Restartable: what belongs on the same axes is one file in --folder.
 """
 
 import argparse
@@ -20,9 +22,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +32,7 @@ from scipy.optimize import nnls
 
 from detector.architecture import LEVELS, NUM_LEVELS, PRIORS, Architecture, MergeCell
 from detector.coco import load_split
+from detector.command import write_json
 from detector.config_files import load_config
 from detector.progress import Progress
 from experiments.annotation_scale import BOXES, GB, IMAGES, generate
@@ -46,10 +49,11 @@ STEPS = (0, 25, 50, 100, 200)
 SIDES = (64, 96, 128, 192, 256)
 CHANNELS = (16, 32, 64, 128, 256)
 CELLS = (5, 10, 15, 20)
-WORKERS = (1, 4, 16, 64, 256, 1000)
-PROCESSES = (1, 2, 4, 8, 16)
+WORKERS = (1, 4, 16, 64, 256)
+PROCESSES = (1, 2, 4, 8)
 BATCHES = 8
 READ_IMAGES = (1000, 10_000, 100_000, IMAGES)
+OF_A_TRIAL = "CPU seconds of a trial"
 EXPONENTS = np.linspace(0.01, 3, 300)
 
 
@@ -81,41 +85,74 @@ class Fit(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("runs/growth"))
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--processes", type=int, nargs="+", default=PROCESSES, metavar="W")
     parser.add_argument("--images", type=int, nargs="+", default=READ_IMAGES, metavar="N")
     parser.add_argument("--plot", type=Path, metavar="PNG")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    args.folder.mkdir(parents=True, exist_ok=True)
     panels = []
-    for panel in measured(args.runs, args.processes, args.images):
-        report(panel)
-        panels.append(panel)
+    with tempfile.TemporaryDirectory(prefix="nas-growth-") as cache:
+        os.environ["NAS_CACHE"] = cache
+        for name, measure in PANELS.items():
+            file = args.folder / f"{name}.json"
+            if not file.exists():
+                write_json(file, measure(args)._asdict())
+            panels.append(panel_of(json.loads(file.read_text())))
+            report(panels[-1])
     if args.plot is not None:
         plot(panels, args.plot)
 
 
-def measured(runs: int, processes: Sequence[int], images: Sequence[int]) -> Iterator[Panel]:
-    cost = "CPU seconds of a trial"
-    with tempfile.TemporaryDirectory(prefix="nas-growth-") as folder:
-        os.environ["NAS_CACHE"] = folder
-        by_steps = Curve("trial", {steps: trial_seconds([], PRIOR, steps, runs) for steps in STEPS})
-        yield Panel("steps", cost, [by_steps])
-        for size, sizes, keys in (
-            ("image side in pixels", SIDES, ("data.shapes.image_px={0}", "proxy.canvas_hw=[{0},{0}]")),
-            ("channels", CHANNELS, ("detector.channels={0}",)),
-        ):
-            changes = {n: [key.format(n) for key in keys] for n in sizes}
-            yield Panel(size, cost, by_length({n: (changed, PRIOR) for n, changed in changes.items()}, runs))
-        yield Panel("cells", cost, by_length({n: ([], graph_of(n)) for n in CELLS}, runs))
+def panel_of(content: Mapping[str, Any]) -> Panel:
+    """As it was written."""
+    curves = [Curve(name, {int(size): cost for size, cost in costs.items()}) for name, costs in content["curves"]]
+    return Panel(content["size"], content["cost"], curves)
+
+
+def by_steps(args: argparse.Namespace) -> Panel:
+    costs = {steps: trial_seconds([], PRIOR, steps, args.runs) for steps in STEPS}
+    return Panel("steps", OF_A_TRIAL, [Curve("trial", costs)])
+
+
+def by_side(args: argparse.Namespace) -> Panel:
+    changes = {n: [f"data.shapes.image_px={n}", f"proxy.canvas_hw=[{n},{n}]"] for n in SIDES}
+    return Panel("image side in pixels", OF_A_TRIAL, by_length({n: (c, PRIOR) for n, c in changes.items()}, args.runs))
+
+
+def by_channels(args: argparse.Namespace) -> Panel:
+    settings = {n: ([f"detector.channels={n}"], PRIOR) for n in CHANNELS}
+    return Panel("channels", OF_A_TRIAL, by_length(settings, args.runs))
+
+
+def by_cells(args: argparse.Namespace) -> Panel:
+    return Panel("cells", OF_A_TRIAL, by_length({n: ([], graph_of(n)) for n in CELLS}, args.runs))
+
+
+def by_workers(args: argparse.Namespace) -> Panel:
     searches = {
         "simulated, trials of 0.5 s": {w: simulated(Setting(w, 1, BATCHES, "measured", 0.5)) for w in WORKERS},
         "simulated, trials of 60 s": {w: simulated(Setting(w, 1, BATCHES, "measured", 60.0)) for w in WORKERS},
-        "processes, trials of 2 s": {w: real(Setting(w, 1, BATCHES, "measured", 2.0)) for w in processes},
+        "processes, trials of 2 s": {w: real(Setting(w, 1, BATCHES, "measured", 2.0)) for w in args.processes},
     }
     rates = [Curve(name, {w: an_hour(found, w) for w, found in costs.items()}) for name, costs in searches.items()]
-    yield Panel("workers", "episodes an hour", rates)
-    yield Panel("images", "GB at most, first reading", [Curve("annotations", {n: peak_gb(n) for n in images})])
+    return Panel("workers", "episodes an hour", rates)
+
+
+def by_images(args: argparse.Namespace) -> Panel:
+    return Panel("images", "GB at most, first reading", [Curve("annotations", {n: peak_gb(n) for n in args.images})])
+
+
+PANELS: Mapping[str, Callable[[argparse.Namespace], Panel]] = {
+    "steps": by_steps,
+    "side": by_side,
+    "channels": by_channels,
+    "cells": by_cells,
+    "workers": by_workers,
+    "images": by_images,
+}
 
 
 def by_length(settings: Mapping[int, tuple[Sequence[str], Architecture]], runs: int) -> list[Curve]:

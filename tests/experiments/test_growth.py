@@ -50,11 +50,17 @@ def test_everything_is_measured_and_drawn(tmp_path: Path, monkeypatch, capsys) -
     monkeypatch.setattr(growth, "real", growth.simulated)  # the other starts Ray
     monkeypatch.setenv("NAS_CACHE", "")  # put back afterwards
     path = tmp_path / "growth.png"
-    monkeypatch.setattr(sys, "argv", ["x", "--processes", "1", "2", "--images", "20", "60", "--plot", str(path)])
+    options = ["--folder", str(tmp_path), "--processes", "1", "2", "--images", "20", "60", "--plot", str(path)]
+    monkeypatch.setattr(sys, "argv", ["x", *options])
     growth.main()
     assert len(asked) == len(set(asked)) == 5 + 2 * (5 + 5 + 4)
-    assert capsys.readouterr().out.count("exponent") == 11
+    printed = capsys.readouterr().out
+    assert printed.count("exponent") == 11
     assert path.stat().st_size > 10_000
+    asked.clear()
+    growth.main()  # what was measured is not measured again
+    assert asked == []
+    assert capsys.readouterr().out == printed
 
 
 def test_a_longer_trial_costs_more(monkeypatch, tmp_path: Path) -> None:
