@@ -236,6 +236,9 @@ def plot(panels: Sequence[Panel], path: Path) -> None:
             axes.plot(between, [fit.at(size) for size in between], color=f"C{number}", lw=1, label=label)
         scale = "linear" if min(sizes) == 0 or max(sizes) <= 5 * min(sizes) else "log"
         axes.set(xlabel=panel.size, ylabel=panel.cost, xscale=scale, yscale=scale)
+        axes.minorticks_off()
+        measured = sorted({size for curve in panel.curves for size in curve.costs})
+        axes.set_xticks(measured, [f"{size:,}" for size in measured])
         axes.legend(fontsize=7)
     figure.savefig(path, dpi=130)
 
