@@ -145,8 +145,8 @@ def load_split(config: DataConfig, root: Path | None, split: str) -> CocoData:
 
         if root is not None:
             raise UserError(
-                f"--data {root}: this configuration generates its data; give --config coco or your own, or an --arch "
-                "that holds one"
+                f"--data {root}: this configuration generates its data; give --config coco or your own (train-final "
+                "takes that of an --arch, too)"
             )
         root = shapes_folder(config.shapes)
     if root is None:
