@@ -66,7 +66,7 @@ def following(findings: Findings, flags: Flags, *, has_baseline: bool = False) -
     elif _is_prior_best(findings):
         steps.append((f"nas-search{flags.config} --episodes {2 * findings.target}{here}", "searches on"))
     if findings.ranked:
-        what = f"{START}" if _is_prior_best(findings) else "the best pyramid"
+        what = START if _is_prior_best(findings) else "the best pyramid"
         steps.append((f"nas-export --best{here}", f"writes {what} to best.json"))
         steps.append((f"train-final --arch best.json{data} --dry-run", "says what the final training would take"))
         steps.append((f"train-final --arch best.json{data}", "trains the whole detector with it"))
