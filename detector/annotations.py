@@ -22,6 +22,7 @@ from detector.errors import UserError
 MAX_AREA = 1e12  # pixels
 CHUNK = 100_000  # records
 NAMED = 10  # missing images that an error lists
+OVERSHOOT_PX = 1.0  # by which boxes may reach beyond their image: annotation tools do
 Number = int | float
 
 
@@ -126,6 +127,7 @@ class _Reader:
         boxes, area, crowd, of_image, of_category = self._entries(entries)
         rows, labels = _places(image_ids, of_image), _places(category_ids, of_category)
         self._check(entries, boxes, area, rows, labels, image_hw, skip_empty_boxes)
+        self._refuse_corners(entries, boxes, image_hw[rows])
         is_empty = _is_empty(boxes)
         keep = is_there[rows] & ~is_empty
         corners = _corners(boxes, image_hw[rows])[keep]
@@ -259,6 +261,18 @@ class _Reader:
             height, width = image_hw[rows[first]].tolist()
             raise UserError(f"{where}: bbox {bbox} lies outside its image of {width}x{height} (WxH)")
         raise UserError(f"{where}: area {record.get('area', float(area[first]))!r} must be a number of pixels")
+
+
+    def _refuse_corners(self, raws: Sequence[Raw], boxes: NDArray[np.float64], image_hw: NDArray[np.int64]) -> None:
+        """Raises UserError if all boxes can be corners, and a tenth of them or more make no sense as COCO's boxes."""
+        can_be_corners = (boxes[:, 2:] > boxes[:, :2]) & (boxes[:, 2:] <= image_hw[:, ::-1] + OVERSHOOT_PX)
+        is_beyond = (boxes[:, :2] + boxes[:, 2:] > image_hw[:, ::-1] + OVERSHOOT_PX).any(axis=1)
+        if len(boxes) and can_be_corners.all() and is_beyond.mean() >= 0.1:
+            record, (height, width) = json.loads(bytes(raws[int(is_beyond.argmax())])), image_hw[is_beyond.argmax()]
+            raise UserError(
+                f"{self.path}: boxes look like corners [x1, y1, x2, y2], such as {record['bbox']} of annotation "
+                f"{record['id']} in an image of {width}x{height} (WxH); COCO's are [x, y, width, height]"
+            )
 
 
 def _places(known: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:

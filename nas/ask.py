@@ -5,7 +5,8 @@ import time
 
 from detector.errors import UserError
 from nas.control import REFUSED
-from nas.store import Action, State, Store
+from nas.lock import holder_of
+from nas.store import Action, State, Store, sqlite_path
 from nas.store_errors import with_store_errors
 
 ANSWER_WITHIN_S = 20.0
@@ -43,7 +44,8 @@ def _ask(args: argparse.Namespace, action: Action, episode: int | None) -> int:
         _check_failed(store, study_id, episode)
     request = store.ask(study_id, action, episode)
     answer = None
-    until = time.monotonic() + ANSWER_WITHIN_S
+    is_idle = sqlite_path(args.database) is not None and holder_of(args.database, args.study) is None
+    until = time.monotonic() + (0.0 if is_idle else ANSWER_WITHIN_S)
     try:
         while answer is None and time.monotonic() < until:
             time.sleep(LOOK_EVERY_S)
@@ -54,6 +56,8 @@ def _ask(args: argparse.Namespace, action: Action, episode: int | None) -> int:
     if answer is None and action == Action.RETRY:
         print(f"study {args.study!r} is not being searched; the next nas-search tries episode {episode} again")
         return 0
+    if answer is None and is_idle:
+        raise UserError(f"study {args.study!r} is not being searched; nas-search continues it")
     if answer is None:
         raise UserError(
             f"study {args.study!r}: no search answered within {ANSWER_WITHIN_S:.0f} s; none runs, or it is preparing"

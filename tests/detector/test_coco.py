@@ -45,6 +45,12 @@ def edit(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(document))
 
 
+def as_corners(document: dict[str, Any]) -> None:
+    for annotation in document["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        annotation["bbox"] = [x, y, x + width, y + height]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -66,6 +72,7 @@ def edit(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda d: d["annotations"][0].update(image_id="1"), "another form than COCO's"),
         (lambda d: d["annotations"][0].update(image_id=10**30), "another form than COCO's"),
         (lambda d: d.update(images={}), "has no list 'images'"),
+        (as_corners, "boxes look like corners [x1, y1, x2, y2], such as [20, 8, 36, 17.5] of annotation 2 in an image"),
     ],
 )
 def test_broken_annotations_name_file_and_id(tiny_coco: Path, change, message: str) -> None:

@@ -160,10 +160,11 @@ def search(store: Store) -> Iterator[Controlled]:
             plan.listen()
 
     thread = threading.Thread(target=listen)
-    thread.start()
-    yield plan
-    over.set()
-    thread.join()
+    with study_lock("nas.db", "default"):
+        thread.start()
+        yield plan
+        over.set()
+        thread.join()
 
 
 def test_the_commands_get_their_answers(search: Controlled, capsys) -> None:
@@ -206,7 +207,15 @@ def test_mistakes_are_one_line(plan: Controlled, capsys, here: Path, arguments: 
 def test_where_nobody_listens_requests_are_taken_back(plan: Controlled, capsys, monkeypatch) -> None:
     monkeypatch.setattr("nas.ask.ANSWER_WITHIN_S", 0.3)
     plan.next()
-    assert "no search answered" in refused(capsys, stop([]))
+    with study_lock("nas.db", "default"):
+        assert "no search answered" in refused(capsys, stop([]))
+    assert plan.store.requests(1) == []
+
+
+def test_where_no_search_runs_nobody_waits_for_its_answer(plan: Controlled, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("nas.ask.time.sleep", lambda seconds: pytest.fail("it waited"))
+    plan.next()
+    assert "study 'default' is not being searched; nas-search continues it" in refused(capsys, stop([]))
     assert plan.store.requests(1) == []
 
 
@@ -218,12 +227,12 @@ def test_an_interrupted_request_is_taken_back(plan: Controlled, monkeypatch) -> 
         raise KeyboardInterrupt
 
     monkeypatch.setattr("nas.ask.time.sleep", interrupt)
-    assert stop([]) == 130
+    with study_lock("nas.db", "default"):
+        assert stop([]) == 130
     assert plan.store.requests(1) == []
 
 
-def test_a_retry_waits_for_the_next_search(plan: Controlled, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("nas.ask.ANSWER_WITHIN_S", 0.3)
+def test_a_retry_waits_for_the_next_search(plan: Controlled, capsys) -> None:
     plan.finish(plan.next().evaluation_id, Outcome(None, Cause.OOM))
     assert control(["retry", "0"]) == 0
     assert "the next nas-search tries episode 0 again" in capsys.readouterr().out
