@@ -262,7 +262,6 @@ class _Reader:
             raise UserError(f"{where}: bbox {bbox} lies outside its image of {width}x{height} (WxH)")
         raise UserError(f"{where}: area {record.get('area', float(area[first]))!r} must be a number of pixels")
 
-
     def _refuse_corners(self, raws: Sequence[Raw], boxes: NDArray[np.float64], image_hw: NDArray[np.int64]) -> None:
         """Raises UserError if all boxes can be corners, and a tenth of them or more make no sense as COCO's boxes."""
         can_be_corners = (boxes[:, 2:] > boxes[:, :2]) & (boxes[:, 2:] <= image_hw[:, ::-1] + OVERSHOOT_PX)

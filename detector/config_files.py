@@ -134,7 +134,7 @@ def _first_problem(error: ValidationError, model: type[BaseModel]) -> str:
         hints = hints or _places_of(path[-1], model)[:3] or difflib.get_close_matches(path[-1], valid, n=1, cutoff=0.0)
         hint = f"; did you mean {' or '.join(map(repr, hints))}?" if hints else ""
         return f"unknown key {key!r}{hint}"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     given = problem["input"]
     shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool | type(None)) else ""
     return f"{key}: {message}{shown}" if key else message

@@ -18,6 +18,7 @@ from detector.cache import open_lock
 from detector.command import keep_ray_to_itself, signals_wait, write_json
 from detector.config import DetectorSections
 from detector.config_files import as_yaml, load_config, parse_config
+from detector.documents import differences, in_short
 from detector.dry_run import dry_run
 from detector.errors import UserError
 from detector.final_training import FinalTraining, Job
@@ -28,7 +29,7 @@ from detector.progress import Progress
 
 def train_final(args: argparse.Namespace) -> int:
     """What train-final does; its exit code."""
-    architecture = None if args.arch is None else PRIORS.get(args.arch) or Architecture.load(args.arch)
+    architecture = None if args.arch is None else _graph(args.arch)
     config = _resolve(args, architecture)
     if args.print_config:
         print(as_yaml(config), end="")
@@ -52,6 +53,9 @@ def train_final(args: argparse.Namespace) -> int:
     for data in (training_data, validation_data):
         for line in data.left_out():
             print(f"train-final: {line}")
+    warmup, steps = config.training.warmup_steps, config.training.steps
+    if warmup >= steps:
+        print(f"train-final: training.warmup_steps, {warmup}, is not below training.steps, {steps}: it hardly learns")
     if not validation_data.num_objects:
         raise UserError(f"{validation_data.annotations}: holds no objects, so that nothing can be evaluated")
     if training_data.category_names != validation_data.category_names:
@@ -127,6 +131,13 @@ def _resolve(args: argparse.Namespace, architecture: Architecture | None) -> Det
     return load_config(DEFAULT_CONFIG, DetectorSections, args.set)
 
 
+def _graph(name: str) -> Architecture:
+    """One by its name, or a file's. Raises UserError."""
+    if name not in PRIORS and not Path(name).exists():
+        raise UserError(f"--arch {name}: no such file; nas-export --best writes one (by name: {', '.join(PRIORS)})")
+    return PRIORS.get(name) or Architecture.load(name)
+
+
 def _digest(path: Path | None) -> str | None:
     try:
         return None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
@@ -148,7 +159,9 @@ def _is_done(job: Job) -> bool:
     names = {"architecture": "graph", "config": "configuration", "data": "data set", "init": "start (--init)"}
     for key, name in names.items():
         if held.get(key) != job.identity[key]:
-            raise UserError(f"--output {output}: holds a run with another {name}; give another folder")
+            differing = in_short(differences(held.get(key) or {}, job.identity[key])) if key == "config" else ""
+            detail = f" ({differing})" if differing else ""
+            raise UserError(f"--output {output}: holds a run with another {name}{detail}; give another folder")
     return (output / "metrics.json").is_file()
 
 

@@ -122,9 +122,11 @@ def picture(architecture: Architecture, prior: Architecture | None = None, title
 
 
 def check_picture(path: Path) -> None:
-    """Raises UserError for a name that is no picture's."""
+    """Raises UserError for a name that is no picture's, or in no folder."""
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"--picture {path}: give a name that ends in {' or '.join(FORMATS)}")
+    if not path.parent.is_dir():
+        raise UserError(f"--picture {path}: its folder {path.parent} does not exist")
 
 
 def positions(architecture: Architecture) -> Point:

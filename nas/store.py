@@ -9,7 +9,7 @@ import os
 import shlex
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -35,6 +35,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 from controller.proposer import ProposerState
 from detector.architecture import Architecture
 from detector.cost import Cost
+from detector.documents import differences, in_short
 from detector.errors import UserError
 
 SCHEMA_VERSION = 3
@@ -335,12 +336,10 @@ class Store:
                 return None
             old = {**row.config, "seed": row.seed, "data hash": row.data_hash}
             new = {**json.loads(json.dumps(study.config)), "seed": study.seed, "data hash": study.data_hash}
-            differences = list(_differences(old, new))
-            if differences:
-                more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
+            if differing := in_short(differences(old, new)):
                 raise UserError(
-                    f"study {study.name!r} exists with another configuration: {'; '.join(differences[:3])}{more}; "
-                    "go back to it, or give a new --study NAME"
+                    f"study {study.name!r} exists with another configuration: {differing}; go back to it, or give a "
+                    "new --study NAME"
                 )
             return row.id
 
@@ -744,13 +743,3 @@ def _explain(database: str, error: Exception) -> str:
     if "not a database" in reason or "malformed" in reason or isinstance(error, UnicodeDecodeError):
         return f"--database {shown(database)}: is no SQLite database ({reason}); give another file"
     return f"--database {shown(database)}: cannot be used ({reason}); give a file in a folder that can be written"
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """`key: old -> new` for every leaf that differs."""
-    for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            yield from _differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            yield f"{prefix}{key} is {before}, now {after}"

@@ -40,7 +40,7 @@ def test_trains_saves_evaluates_and_is_done(here: Path, capsys: pytest.CaptureFi
     (here / "longer.yaml").write_text(smoke.replace("batch_size: 8, steps: 20", "batch_size: 8, steps: 21"))
     for other, name in (
         (["--config", "smoke"], "graph"),
-        (["--arch", str(graph), "--config", "longer.yaml"], "configuration"),
+        (["--arch", str(graph), "--config", "longer.yaml"], "configuration (training.steps is 20, now 21); give another"),
     ):
         assert train_final(other) == 2
         assert f"holds a run with another {name}" in capsys.readouterr().err
@@ -97,7 +97,7 @@ def test_configuration_comes_from_the_graph_when_none_is_given(here: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--arch", "absent.json"], "absent.json: cannot be read"),
+        (["--arch", "absent.json"], "--arch absent.json: no such file; nas-export --best writes one"),
         (["--config", "bccd"], "needs --data DIR"),
         (["--config", "bccd", "--data", "absent"], "absent: no such folder"),
         (["--config", "smoke", "--output", "file"], "is a file; give a folder"),

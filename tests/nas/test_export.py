@@ -72,6 +72,7 @@ def test_a_graph_is_shown_and_drawn(here: Path, exported: Store, capsys) -> None
         (["--best", "--output", "."], "is a folder; give a file"),
         (["--top", "2", "--output", "."], "is a folder; give a file"),
         (["--best", "--picture", "graph.pdf"], "graph.pdf: give a name that ends in .svg or .png"),
+        (["--best", "--picture", "no/graph.svg"], "no/graph.svg: its folder no does not exist"),
     ],
 )
 def test_export_mistakes(here: Path, exported: Store, capsys, arguments: list[str], message: str) -> None:
