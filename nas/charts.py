@@ -17,6 +17,8 @@ BLUE, ORANGE, GREEN, GREY = "#2f7fc1", "#d9730d", "#1b9e77", "#8a8f98"
 OTHERS = (GREEN, "#b5559b", "#a6761d")
 MOST_DOTS = 2000
 MOST_VERSIONS = 200
+FEWEST = 3  # episodes that a mean is taken of
+FEW = 12  # updates, each of which has its tick
 
 
 def rewards(findings: Findings, others: Sequence[Findings] = ()) -> go.Figure:
@@ -63,8 +65,8 @@ def compared(studies: Sequence[Findings]) -> go.Figure:
 
 def entropy(findings: Findings) -> go.Figure:
     """How undecided the policy is, in nats a decision, by version."""
-    figure = _figure("update of the policy", "entropy (nats a decision)")
     known = [policy for policy in findings.policies if policy.entropy is not None]
+    figure = _by_update("entropy (nats a decision)", len(known))
     figure.add_scatter(**_line([p.version for p in known], [p.entropy for p in known]), line={"color": BLUE})
     figure.update_yaxes(rangemode="tozero")
     return figure
@@ -77,7 +79,7 @@ def probabilities(findings: Findings) -> go.Figure:
     versions = known[::-stride][::-1]
     rows = len(versions[-1].probabilities or []) if versions else 0
     names = [decision_name(row) for row in range(rows)]
-    figure = _figure("update of the policy", "")
+    figure = _by_update("", len(versions))
     tops: list[list[float]] = [[] for _ in range(rows)]
     texts: list[list[str]] = [[] for _ in range(rows)]
     for policy in versions:
@@ -119,12 +121,15 @@ def costs(findings: Findings) -> go.Figure:
     of_front = [findings.evaluations[episode.evaluation_id].ap or 0.0 for episode in findings.front]
     shown = _most_of([findings.evaluations[episode.evaluation_id].ap or 0.0 for episode in findings.ranked])
     figure.update_yaxes(range=shown and [min([shown[0], *of_front]), shown[1]])
+    prices = {evaluation.cost.gflops for evaluation in findings.evaluations.values()}
+    if len(prices) == 1:  # Plotly would show half a GFLOP on either side, below nothing too
+        figure.update_xaxes(range=[0, 2 * max(prices)])
     return figure
 
 
 def window(findings: Findings) -> int:
     """Episodes of a running mean: fewer in short searches."""
-    return max(1, min(RECENT, len(findings.rewarded) // 5))
+    return max(FEWEST, min(RECENT, len(findings.rewarded) // 5))
 
 
 def running_mean(findings: Findings) -> tuple[list[int], list[float]]:
@@ -188,6 +193,14 @@ def _figure(x: str, y: str) -> go.Figure:
         "hovermode": "closest",
     }
     return go.Figure(layout=go.Layout(template="none", **layout))
+
+
+def _by_update(y: str, count: int) -> go.Figure:
+    """A chart over `count` versions of the policy: no halves of an update."""
+    figure = _figure("update of the policy", y)
+    if count <= FEW:
+        figure.update_xaxes(dtick=1)
+    return figure
 
 
 def _dots(episodes: Sequence[Episode]) -> dict[str, Any]:

@@ -183,7 +183,7 @@ def _effort(findings: Findings) -> list[tuple[str, str]]:
         ("of it confirming runs, about", _duration(max(0.0, effort.hours - findings.effort_of_search.hours))),
         ("episodes an hour", _an_hour(findings)),
         ("trials at a time, at most", str(effort.workers)),
-        ("time in trials, summed over workers", _duration(effort.worker_hours)),
+        ("time in trials, summed over workers (times --gpus-per-trial: GPU hours)", _duration(effort.worker_hours)),
         ("share of the workers' time spent in trials", f"{effort.utilisation:.0%}"),
     ]
 

@@ -281,6 +281,7 @@ def test_commands_say_what_data_and_configuration_they_need() -> None:
     written = typed(page(made([0.3], of=bccd), []))
     assert "nas-search --config search.yaml --data DIR --episodes 1 --algorithm random" in written
     assert "train-final --arch best.json --data DIR --dry-run" in written
+    assert 'href="#again"' in written  # where search.yaml is
     assert "nas-search --config search.yaml --seed 3 --episodes 1 --study again" in page(made([0.3]), [])
 
 
@@ -428,3 +429,10 @@ def test_how_far_rewards_can_be_trusted_is_said_where_it_was_measured(tmp_path: 
     assert measured(other) is None
     (tmp_path / "proxy_fidelity.json").write_text(json.dumps(content | {"proxy_version": PROXY_VERSION - 1}))
     assert measured(study()) is None
+
+
+def test_charts_of_a_short_search_show_no_halves_and_nothing_below_nothing() -> None:
+    findings = made([0.3, 0.2])
+    assert charts.entropy(findings).layout.xaxis.dtick == 1
+    assert charts.costs(made([0.3])).layout.xaxis.range[0] == 0
+    assert charts.running_mean(findings) == ([], [])
