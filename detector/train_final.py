@@ -154,12 +154,13 @@ def _is_done(job: Job) -> bool:
         return False
     try:
         held = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        configuration = dict(held["config"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"--output {output}: its run.json cannot be read; give another folder") from error
     names = {"architecture": "graph", "config": "configuration", "data": "data set", "init": "start (--init)"}
     for key, name in names.items():
         if held.get(key) != job.identity[key]:
-            differing = in_short(differences(held.get(key) or {}, job.identity[key])) if key == "config" else ""
+            differing = in_short(differences(configuration, job.identity[key])) if key == "config" else ""
             detail = f" ({differing})" if differing else ""
             raise UserError(f"--output {output}: holds a run with another {name}{detail}; give another folder")
     return (output / "metrics.json").is_file()

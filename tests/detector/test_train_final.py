@@ -114,6 +114,23 @@ def test_mistakes_are_one_line_and_exit_2(here: Path, capsys, arguments: list[st
     assert not (here / "runs").exists()
 
 
+@pytest.mark.parametrize("record", ["[]", "3", '{"config": [1]}', '{"config": null}', "{}", "{", "\xff"])
+def test_a_folder_whose_record_makes_no_sense_is_refused(here: Path, capsys, record: str) -> None:
+    (here / "out").mkdir()
+    (here / "out" / "model.pt").write_text("of another run")
+    (here / "out" / "run.json").write_text(record, encoding="latin-1")
+    assert train_final(["--config", "smoke", "--output", "out"]) == 2
+    assert capsys.readouterr().err == ("train-final: --output out: its run.json cannot be read; give another folder\n")
+    assert (here / "out" / "model.pt").read_text() == "of another run"
+
+
+@pytest.mark.parametrize(("warmup", "is_said"), [(2, False), (3, True)])
+def test_a_warm_up_as_long_as_the_training_is_said(here: Path, capsys, warmup: int, is_said: bool) -> None:
+    changes = ["--set", "training.steps=3", "--set", f"training.warmup_steps={warmup}"]
+    assert train_final(["--config", "smoke", "--dry-run", *changes]) == 0
+    assert ("is not below training.steps, 3" in capsys.readouterr().out) == is_said
+
+
 def test_a_diverging_run_fails_and_says_why(here: Path, capsys) -> None:
     config = (Path(__file__).parents[2] / "experiments" / "smoke.yaml").read_text()
     (here / "wild.yaml").write_text(
