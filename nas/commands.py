@@ -85,6 +85,18 @@ def control(argv: Sequence[str] | None = None) -> int:
     return guarded("nas-control", command)
 
 
+def completion(argv: Sequence[str] | None = None) -> int:
+    """nas-completion."""
+
+    def command() -> int:
+        args = _completion_parser().parse_args(argv)
+        from nas import completion
+
+        return completion.completion(args)
+
+    return guarded("nas-completion", command)
+
+
 def _search_parser() -> Parser:
     parser = Parser(
         "nas-search",
@@ -215,6 +227,20 @@ def _control_parser() -> Parser:
     return parser
 
 
+def _completion_parser() -> Parser:
+    parser = Parser(
+        "nas-completion",
+        "Print what lets a shell complete the options of every command here, for the Tab key.",
+        {
+            'eval "$(nas-completion bash)"': "for this shell; as a line of ~/.bashrc, for all to come",
+            'eval "$(nas-completion zsh)"': "the same, in ~/.zshrc after compinit",
+        },
+        "bash|zsh",
+    )
+    parser.add_argument("shell", choices=["bash", "zsh"], help="which one it is")
+    return parser
+
+
 def _study_options(parser: Parser) -> None:
     parser.add_argument("--database", default="nas.db", metavar="FILE|URL", help="where results are kept")
     parser.add_argument("--study", default="default", metavar="NAME", help="which search in it")
@@ -247,4 +273,5 @@ PARSERS = {
     "nas-stop": _stop_parser,
     "nas-report": _report_parser,
     "nas-export": _export_parser,
+    "nas-completion": _completion_parser,
 }

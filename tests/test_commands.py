@@ -1,5 +1,7 @@
 """What holds for every command."""
 
+import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -32,7 +34,7 @@ def test_help_comes_at_once_and_has_examples(command: str) -> None:
     ended = call(command, ["--help"])
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.startswith(f"usage: {command} ")
-    assert f"\n  {command} " in ended.stdout
+    assert re.search(rf'\n  (eval "\$\()?{command} ', ended.stdout)
     assert "imported: []" in ended.stdout
     assert "(default: None)" not in ended.stdout
     assert "(default: False)" not in ended.stdout
@@ -46,6 +48,35 @@ def test_a_wrong_option_is_one_line_at_once(command: str) -> None:
     assert ended.stderr.startswith(f"{command}: ")
     assert len(ended.stderr.splitlines()) == 1
     assert f"{command} --help shows the options" in ended.stderr
+
+
+COMPLETED = """
+eval "$({python} -c 'from nas.commands import completion; completion(["bash"])')"
+COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+function=$(complete -p "${{COMP_WORDS[0]}}" | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+$function; echo "${{COMPREPLY[@]}}"
+"""
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
+@pytest.mark.parametrize(
+    ("words", "completions"),
+    [
+        ("nas-search --epi", ["--episodes"]),
+        ("nas-search --algorithm r", ["reinforce", "random"]),
+        ("nas-control re", ["retry"]),
+        ("train-final --data fo", ["folder"]),
+        ("train-final --arch fo", ["found.json", "folder"]),
+        ("detect --nms g", ["gaussian"]),
+        ("nas-completion z", ["zsh"]),
+    ],
+)
+def test_bash_completes_options_choices_and_files(tmp_path: Path, words: str, completions: list[str]) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "found.json").touch()
+    script = COMPLETED.format(python=sys.executable, words=words)
+    ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert sorted(ended.stdout.split()) == sorted(completions)
 
 
 def test_ray_starts_and_trials_run_without_what_they_do_not_need() -> None:
