@@ -20,13 +20,16 @@ LEAST_DIFFERENT = 10  # graphs in a part, for its mean to say anything
 
 
 class Effort(NamedTuple):
-    """Of some trials. hours: from the first to the last, without pauses; worker_hours: in trials."""
+    """Of some trials. hours: from the first to the last, without pauses; worker_hours: in trials; gpu_hours: what GPUs
+    were held by trials, None where the database does not know it.
+    """
 
     trials: int
     steps: int
     hours: float
     worker_hours: float
     workers: int
+    gpu_hours: float | None
 
     @property
     def utilisation(self) -> float:
@@ -197,7 +200,14 @@ def _effort(trials: Sequence[Evaluation]) -> Effort:
             searched = end - start
         until = max(until, end)
     worked = sum(end - start for start, end in spans)
-    return Effort(len(spans), steps, searched / 3600, worked / 3600, _most_at_once(spans))
+    return Effort(len(spans), steps, searched / 3600, worked / 3600, _most_at_once(spans), _gpu_hours(trials))
+
+
+def _gpu_hours(trials: Sequence[Evaluation]) -> float | None:
+    timed = [trial for trial in trials if trial.seconds is not None]
+    if any(trial.gpus is None for trial in timed):
+        return None
+    return sum((trial.seconds or 0.0) * (trial.gpus or 0.0) for trial in timed) / 3600
 
 
 def _most_at_once(spans: Sequence[tuple[float, float]]) -> int:

@@ -27,6 +27,7 @@ from nas.store_errors import with_store_errors
 
 PICTURES = 6
 PACKAGES = ("nas-detector", "torch", "torchvision", "timm", "ray", "numpy", "sqlalchemy")
+GPU_HOURS = "GPU hours: that times the GPUs, or the share of one, that a trial holds"
 
 
 def report(args: argparse.Namespace) -> int:
@@ -183,9 +184,16 @@ def _effort(findings: Findings) -> list[tuple[str, str]]:
         ("of it confirming runs, about", _duration(max(0.0, effort.hours - findings.effort_of_search.hours))),
         ("episodes an hour", _an_hour(findings)),
         ("trials at a time, at most", str(effort.workers)),
-        ("time in trials, summed over workers (times --gpus-per-trial: GPU hours)", _duration(effort.worker_hours)),
+        ("time in trials, summed over workers", _duration(effort.worker_hours)),
+        (GPU_HOURS, _gpu_hours(effort.gpu_hours)),
         ("share of the workers' time spent in trials", f"{effort.utilisation:.0%}"),
     ]
+
+
+def _gpu_hours(hours: float | None) -> str:
+    if hours is None:
+        return "not recorded by the version that began this search"
+    return f"{hours:.2f}" if hours else "none"
 
 
 def _an_hour(findings: Findings) -> str:

@@ -5,7 +5,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray import tune
 from ray.exceptions import OutOfMemoryError, RayActorError
@@ -78,6 +78,13 @@ class Trial(tune.Trainable):  # type: ignore[misc]  # Ray ships without types
         return {"outcome": tuple(outcome), "reward": outcome.ap, "done": True}  # Tune would flatten a dict
 
 
+class Running(NamedTuple):
+    """What a trial evaluates, and how many GPUs it holds (or what share of one)."""
+
+    evaluation_id: int
+    gpus: float
+
+
 class PlanSearcher(Searcher):  # type: ignore[misc]
     """Tune's view of a plan: jobs out, outcomes in; as many at once as there is room for.
 
@@ -92,7 +99,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc]
         self.room = room
         self.gpus_per_trial = gpus_per_trial
         self.on_episodes = on_episodes
-        self.evaluation_of: dict[str, int] = {}
+        self.running: dict[str, Running] = {}  # by Tune's name of the trial
         self.error: Exception | None = None
         self.listened = 0.0
 
@@ -127,19 +134,19 @@ class PlanSearcher(Searcher):  # type: ignore[misc]
         self._end(trial_id, lambda: outcome_of_death(error))
 
     def _end(self, trial_id: str, find: Callable[[], Outcome]) -> None:
-        evaluation_id = self.evaluation_of.pop(trial_id)
+        running = self.running.pop(trial_id)
         if self.error is None:
             try:
-                outcome = find()
+                outcome = find()._replace(gpus=running.gpus)
                 if outcome.cause is not None:
                     shown = f"{outcome.cause}\n{outcome.detail}" if outcome.cause == Cause.ERROR else described(outcome)
                     log.warning("an evaluation failed: %s", shown)
-                self.on_episodes(self.plan.finish(evaluation_id, outcome))
+                self.on_episodes(self.plan.finish(running.evaluation_id, outcome))
             except Exception as problem:
                 self.error = problem
 
     def _suggest(self, trial_id: str) -> Any:
-        if len(self.evaluation_of) >= self.room():
+        if len(self.running) >= self.room():
             return None
         before = self.plan.settled
         job = self.plan.next()
@@ -147,7 +154,8 @@ class PlanSearcher(Searcher):  # type: ignore[misc]
             self.on_episodes([])  # episodes that reuse a reward
         if job is None:
             return Searcher.FINISHED if self.plan.is_finished else None
-        self.evaluation_of[trial_id] = job.evaluation_id
+        gpus = 1.0 if job.is_alone else self.gpus_per_trial
+        self.running[trial_id] = Running(job.evaluation_id, gpus)
         graph = job.architecture.to_dict()
         seed, steps = job.measurement.seed, job.measurement.budget
         return {
@@ -156,7 +164,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc]
             "seed": seed,
             "steps": steps,
             "is_timed": job.is_timed,
-            "gpus": 1.0 if job.is_alone else self.gpus_per_trial,
+            "gpus": gpus,
         }
 
     def __getstate__(self) -> dict[str, Any]:

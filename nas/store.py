@@ -25,7 +25,9 @@ from sqlalchemy import (
     create_engine,
     event,
     inspect,
+    null,
     select,
+    text,
     update,
 )
 from sqlalchemy.engine import URL, Engine, make_url
@@ -38,7 +40,8 @@ from detector.cost import Cost
 from detector.documents import differences, in_short
 from detector.errors import UserError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+UPGRADES = {3: "ALTER TABLE evaluation ADD COLUMN gpus FLOAT"}  # from a version to the next
 BUSY_TIMEOUT_S = 30.0
 CREATE_ATTEMPTS = 10
 
@@ -118,6 +121,7 @@ class EvaluationRow(Base):
     ended: Mapped[datetime | None]
     attempts: Mapped[int] = mapped_column(default=1)
     detail: Mapped[str | None]  # of a failure: what was raised, and where
+    gpus: Mapped[float | None] = mapped_column(deferred=True)  # the trial held so many; deferred: new in version 4
 
 
 class EpisodeRow(Base):
@@ -237,6 +241,7 @@ class Evaluation(NamedTuple):
     seconds: float | None = None
     ended: datetime | None = None
     detail: str | None = None
+    gpus: float | None = None  # unknown to databases before schema version 4
 
 
 class PolicyFigures(NamedTuple):
@@ -257,6 +262,7 @@ class Outcome(NamedTuple):
     attempts: int = 1
     detail: str | None = None
     latency_ms: float | None = None
+    gpus: float | None = None
 
 
 class NoStudyError(UserError):
@@ -264,60 +270,69 @@ class NoStudyError(UserError):
 
 
 class Store:
-    """A database at a path or a SQLAlchemy URL. Raises UserError if it cannot be used."""
+    """A database at a path or a SQLAlchemy URL. Raises UserError if it cannot be used.
+
+    One of an earlier schema is upgraded when it is opened for writing, and can be read as it is.
+    """
 
     def __init__(self, database: str, *, read_only: bool = False) -> None:
         self.database = shown(database)
         path = sqlite_path(database)
         try:
-            if path is not None and path.is_file() and path.stat().st_size and not read_only:
-                self._look_at_file(database)
+            if not read_only and (path is None or (path.is_file() and path.stat().st_size)):
+                self._look_at(database)
             self._engine = _engine(database, read_only)
             self._begin = sessionmaker(self._engine, expire_on_commit=False).begin
-            if read_only:
-                if not self._known_version(self._engine):
-                    raise UserError(f"--database {shown(database)}: is empty; run nas-search first")
-            else:
+            if not read_only:
                 self._create()
+            version = self._known_version(self._engine)
+            if version is None:
+                raise UserError(f"--database {shown(database)}: is empty; run nas-search first")
+            self._knows_gpus = version >= 4
         except (DatabaseError, UnicodeDecodeError) as error:  # the latter from names of tables in a damaged file
             raise UserError(_explain(database, error)) from error
 
     def close(self) -> None:
         self._engine.dispose()
 
-    def _look_at_file(self, database: str) -> None:
-        """Before anything is changed: a file that is refused stays as it is."""
+    def _look_at(self, database: str) -> None:
+        """Before anything is changed: what is refused stays as it is."""
         engine = _engine(database, read_only=True)
         self._known_version(engine)
         engine.dispose()
 
-    def _known_version(self, engine: Engine) -> bool:
-        """Whether the database is a store; False if it is empty. Raises UserError if it is something else."""
+    def _known_version(self, engine: Engine) -> int | None:
+        """A store's schema version; None if the database is empty. Raises UserError if it is something else."""
         tables = set(inspect(engine).get_table_names())
         if SchemaRow.__tablename__ in tables:
             with engine.connect() as connection:
                 version = connection.scalar(select(SchemaRow.version))
-            if version is not None and version != SCHEMA_VERSION:
+            if version is not None and version not in (*UPGRADES, SCHEMA_VERSION):
                 raise UserError(
                     f"--database {self.database}: has schema version {version}, this program reads {SCHEMA_VERSION}"
                 )
             if tables <= set(Base.metadata.tables):
-                return version is not None
+                return version
         if tables:
             names = ", ".join(sorted(tables - {SchemaRow.__tablename__}))
             raise UserError(f"--database {self.database}: holds another program's tables ({names}); give another file")
-        return False
+        return None
 
     def _create(self) -> None:
-        """Make what is missing. Searches that start at the same time get in each other's way, and then look again."""
+        """Make or upgrade what is missing. Searches that start at the same time get in each other's way, and then look
+        again.
+        """
         for attempt in range(CREATE_ATTEMPTS):
             try:
                 Base.metadata.create_all(self._engine)
                 with self._begin() as session:
-                    if session.scalar(select(SchemaRow.version)) is None:
+                    version = session.scalar(select(SchemaRow.version))
+                    if version is None:
                         session.add(SchemaRow(version=SCHEMA_VERSION))
                     else:  # fails now if nothing can be written
                         session.execute(update(SchemaRow).values(version=SCHEMA_VERSION))
+                        for older in range(version, SCHEMA_VERSION):  # after it: SQLite's transaction has begun then
+                            session.execute(text(UPGRADES[older]))
                 return
             except DatabaseError as error:
                 if not self._is_race(error) or attempt == CREATE_ATTEMPTS - 1:
@@ -326,7 +341,7 @@ class Store:
 
     @staticmethod
     def _is_race(error: DatabaseError) -> bool:
-        return isinstance(error, IntegrityError) or "already exists" in str(error)
+        return isinstance(error, IntegrityError) or "already exists" in str(error) or "duplicate column" in str(error)
 
     def check_study(self, study: Study) -> int | None:
         """The id of the study, None if it is new. Raises UserError with the difference if it is another one."""
@@ -452,8 +467,9 @@ class Store:
         """In the order in which they were started."""
         of_purpose = EvaluationRow.study_id == study_id, EvaluationRow.purpose == purpose
         with self._begin() as session:
-            rows = session.scalars(select(EvaluationRow).where(*of_purpose).order_by(EvaluationRow.id))
-            return [_as_evaluation(row) for row in rows]
+            columns = (EvaluationRow, EvaluationRow.gpus if self._knows_gpus else null())
+            rows = session.execute(select(*columns).where(*of_purpose).order_by(EvaluationRow.id))
+            return [_as_evaluation(row)._replace(gpus=gpus) for row, gpus in rows]
 
     @staticmethod
     def _evaluation(

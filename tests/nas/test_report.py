@@ -23,7 +23,7 @@ from nas.commands import _export_parser, _search_parser, report
 from nas.config import PROXY_VERSION, Config
 from nas.fidelity import measured
 from nas.findings import Findings, are_comparable
-from nas.report import _figure, configuration, page
+from nas.report import GPU_HOURS, _effort, _figure, configuration, page
 from nas.service import _identity
 from nas.store import (
     Cause,
@@ -241,6 +241,22 @@ def test_effort_counts_time_without_pauses() -> None:
     late = [trial._replace(ended=trial.ended + timedelta(days=3)) for trial in findings.trials[10:]]
     paused = replace(made([0.3] * 20), trials=[*findings.trials[:10], *late])
     assert paused.effort.hours == pytest.approx(40 / 3600)
+
+
+def test_gpu_hours_are_those_that_trials_held() -> None:
+    trials = made([0.3] * 20).trials
+    halves = [trial._replace(gpus=0.5) for trial in trials[:10]]
+    wholes = [trial._replace(gpus=1.0) for trial in trials[10:]]
+
+    def shown(trials: Sequence[Evaluation]) -> str:
+        return dict(_effort(replace(made([0.3] * 20), trials=trials)))[GPU_HOURS]
+
+    seconds = [trial.seconds for trial in trials]
+    expected = (0.5 * sum(seconds[:10]) + sum(seconds[10:])) / 3600
+    assert replace(made([0.3] * 20), trials=[*halves, *wholes]).effort.gpu_hours == pytest.approx(expected)
+    assert shown([trial._replace(gpus=3600 / sum(seconds)) for trial in trials]) == "1.00"
+    assert shown([trial._replace(gpus=0.0) for trial in trials]) == "none"
+    assert "not recorded" in shown([*halves, *trials[10:]])
 
 
 def test_long_confirming_runs_are_no_pauses() -> None:

@@ -11,7 +11,7 @@ from ray.tune.search import Searcher
 from detector.errors import UserError
 from nas.control import Controlled
 from nas.search import PlanSearcher, Trial
-from nas.store import Action, Cause, Outcome, State, Store
+from nas.store import Action, Cause, Outcome, Purpose, State, Store
 from tests.nas.fakes import schedule
 
 
@@ -67,6 +67,9 @@ def test_a_graph_that_needs_a_gpu_of_its_own_gets_one(tmp_path: Path) -> None:
     again = searcher.suggest("c")
     assert again["graph"] == second["graph"]
     assert Trial.default_resource_request(again).required_resources == {"CPU": 1, "GPU": 1.0}
+    searcher.on_trial_complete("a", done(0.1))
+    searcher.on_trial_complete("c", done(0.2))
+    assert [trial.gpus for trial in store.evaluations(1, Purpose.SEARCH)[:2]] == [0.25, 1.0]
 
 
 def test_a_graph_whose_workers_die_is_tried_again_then_lost_and_no_reward(searcher: PlanSearcher) -> None:

@@ -137,7 +137,7 @@ def test_files_that_are_no_store_are_refused_untouched(tmp_path: Path) -> None:
         (noise, "is no SQLite database"),
         (foreign, r"another program's tables \(songs\)"),
         (alike, r"another program's tables \(request\)"),
-        (newer, "schema version 99, this program reads 3"),
+        (newer, "schema version 99, this program reads 4"),
     ):
         before = path.read_bytes()
         with pytest.raises(UserError, match=message):

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from detector.errors import UserError
-from nas.store import Store
+from nas import store
+from nas.store import Purpose, Store
 from tests.nas.fakes import run, schedule
 
 EXAMPLES = Path(__file__).with_name("databases")
@@ -110,6 +111,33 @@ def test_a_search_of_every_release_goes_on(tmp_path: Path, example: Path) -> Non
     assert table(path)[:8] == before
     assert [row[5] for row in table(path)[8:]] == ["done"] * 4
     assert search.version == 3
+
+
+@pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.db")), ids=lambda path: path.stem)
+def test_a_search_of_every_release_is_read_as_it_is(tmp_path: Path, example: Path) -> None:
+    path = tmp_path / "nas.db"
+    shutil.copy(example, path)
+    before = path.read_bytes()
+    trials = Store(str(path), read_only=True).evaluations(1, Purpose.SEARCH)
+    assert len({trial.id for trial in trials}) == len(trials) == len({row[1] for row in table(example)})
+    assert all(trial.seconds is not None for trial in trials)
+    assert path.read_bytes() == before
+
+
+def test_an_upgrade_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "nas.db"
+    shutil.copy(EXAMPLES / "0.1.db", path)
+    whole = store.UPGRADES[3]
+    monkeypatch.setitem(store.UPGRADES, 3, "ALTER TABLE absent ADD COLUMN gpus FLOAT")
+    with pytest.raises(UserError):
+        Store(str(path))
+    monkeypatch.setitem(store.UPGRADES, 3, whole)
+    assert len(Store(str(path), read_only=True).evaluations(1, Purpose.SEARCH)) == 8
+    for _ in range(2):
+        Store(str(path)).close()
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT version FROM schema").fetchall() == [(4,)]
+        assert connection.execute("SELECT count(*), count(gpus) FROM evaluation").fetchall() == [(8, 0)]
 
 
 def test_there_are_examples() -> None:
