@@ -298,8 +298,10 @@ class Store:
     def _look_at(self, database: str) -> None:
         """Before anything is changed: what is refused stays as it is."""
         engine = _engine(database, read_only=True)
-        self._known_version(engine)
-        engine.dispose()
+        try:
+            self._known_version(engine)
+        finally:
+            engine.dispose()
 
     def _known_version(self, engine: Engine) -> int | None:
         """A store's schema version; None if the database is empty. Raises UserError if it is something else."""

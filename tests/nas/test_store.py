@@ -190,6 +190,37 @@ def test_searches_that_make_a_database_at_the_same_time_all_get_it(database: str
         store.close()
 
 
+def test_an_earlier_schema_is_read_as_it_is_and_upgraded_once(store: Store, other: Engine, database: str) -> None:
+    store.open_study(STUDY)
+    store.finish_evaluation(start(store, 0).evaluation_id, Outcome(0.25, gpus=0.5))
+    assert store.evaluations(1, Purpose.SEARCH)[0].gpus == 0.5
+    store.close()
+    with other.begin() as connection:  # what version 3 was
+        connection.execute(text("ALTER TABLE evaluation DROP COLUMN gpus"))
+        connection.execute(text("UPDATE schema SET version = 3"))
+    reader = Store(database, read_only=True)
+    assert [(trial.ap, trial.gpus) for trial in reader.evaluations(1, Purpose.SEARCH)] == [(0.25, None)]
+    reader.close()
+    ready = Barrier(4)
+
+    def upgrade(_: int) -> Store:
+        ready.wait()
+        return Store(database)
+
+    with ThreadPoolExecutor(4) as pool:
+        stores = list(pool.map(upgrade, range(4)))
+    for upgraded in stores:
+        assert [(trial.ap, trial.gpus) for trial in upgraded.evaluations(1, Purpose.SEARCH)] == [(0.25, None)]
+        upgraded.close()
+    with other.begin() as connection:
+        assert connection.scalar(text("SELECT version FROM schema")) == 4
+        connection.execute(text("UPDATE schema SET version = 99"))
+    with pytest.raises(UserError, match="schema version 99, this program reads 4"):
+        Store(database)
+    with other.begin() as connection:
+        assert connection.scalar(text("SELECT version FROM schema")) == 99
+
+
 def test_a_database_that_is_just_being_made_is_waited_for(tmp_path: Path) -> None:
     """SQLite itself refuses at once to change a journal's mode while another one writes."""
     path = tmp_path / "nas.db"
