@@ -109,14 +109,15 @@ def make_run(tabular: Tabular, run: Run, episodes: int) -> dict[str, Any]:
     name, _, start = run.name.partition(" from ")
     has_prior = start == "the prior"
     seeds = range(run.seed * SEEDS_A_RUN, (run.seed + 1) * SEEDS_A_RUN)
-    return {"curves": [search(tabular, ALGORITHMS[name], has_prior, seed, episodes) for seed in seeds]}
+    searches = (search(tabular, ALGORITHMS[name], has_prior, seed, episodes) for seed in seeds)
+    return {"curves": [[estimate.mean for estimate in tabular.estimates(graphs)] for graphs in searches]}
 
 
-def search(tabular: Tabular, make: Make, has_prior: bool, seed: int, episodes: int) -> list[float]:
-    """The true rewards of one search's proposals. A graph that comes again has the same reward."""
+def search(tabular: Tabular, make: Make, has_prior: bool, seed: int, episodes: int) -> list[Architecture]:
+    """What one search proposes, episode by episode. A graph that comes again has the same reward."""
     space = space_around(PRIOR)
     controller = make(space, PRIOR if has_prior else None, seed)
-    true: list[float] = []
+    proposed: list[Architecture] = []
     for first in range(0, episodes, SEARCH.batch):
         proposals = [controller.propose(episode) for episode in range(first, min(first + SEARCH.batch, episodes))]
         drawn = [(proposal.decisions, proposal.log_prob) for proposal in proposals]
@@ -124,10 +125,11 @@ def search(tabular: Tabular, make: Make, has_prior: bool, seed: int, episodes: i
         if first == 0 and has_prior:
             given[0] = space.decisions(PRIOR), None
         graphs = [space.architecture(decisions) for decisions, _ in given]
-        true += [estimate.mean for estimate in tabular.estimates(graphs)]
+        proposed += graphs
+        tabular.estimates(graphs)  # sooner than one by one
         rewards = [tabular.reward(graph, seed) for graph in graphs]
         controller.update([Rewarded(*of, reward) for of, reward in zip(given, rewards, strict=True)])
-    return true
+    return proposed
 
 
 class Goals(NamedTuple):

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from controller.decisions import mutate, uniform
+from detector.architecture import Architecture
 from experiments import controllers
 from experiments.controllers import ALGORITHMS, MISSED, PRIOR, episodes_to, median_and_quartiles, search
+from experiments.runs import Run
 from nas.space import space_around
 from nas.tabular import Row, Tabular
 
@@ -26,13 +28,24 @@ def tabular() -> Tabular:
 
 @pytest.mark.parametrize("name", list(ALGORITHMS))
 def test_searches_are_repeatable_and_start_at_the_prior(tabular: Tabular, name: str) -> None:
-    curve = search(tabular, ALGORITHMS[name], True, 3, 25)
-    assert len(curve) == 25
-    assert curve[0] == tabular.estimate(PRIOR).mean
-    assert curve == search(tabular, ALGORITHMS[name], True, 3, 25)
-    assert curve[1:] != search(tabular, ALGORITHMS[name], True, 4, 25)[1:]
+    proposed = search(tabular, ALGORITHMS[name], True, 3, 25)
+    assert len(proposed) == 25
+    assert proposed[0].hash == PRIOR.hash
+    assert proposed == search(tabular, ALGORITHMS[name], True, 3, 25)
+    assert proposed[1:] != search(tabular, ALGORITHMS[name], True, 4, 25)[1:]
     free = search(tabular, ALGORITHMS[name], False, 3, 25)
-    assert np.mean(free[:10]) < np.mean(curve[:10])
+    assert mean_of(tabular, free[:10]) < mean_of(tabular, proposed[:10])
+
+
+def mean_of(tabular: Tabular, graphs: list[Architecture]) -> float:
+    return float(np.mean([estimate.mean for estimate in tabular.estimates(graphs)]))
+
+
+def test_a_run_holds_the_true_rewards_of_ten_searches(tabular: Tabular) -> None:
+    curves = controllers.make_run(tabular, Run("local search from the prior", 1), 12)["curves"]
+    graphs = search(tabular, ALGORITHMS["local search"], True, 13, 12)
+    assert len(curves) == 10
+    assert curves[3] == [tabular.estimate(graph).mean for graph in graphs]
 
 
 def test_episodes_to_a_goal() -> None:
