@@ -38,7 +38,7 @@ def _control(args: argparse.Namespace) -> int:
 def _ask(args: argparse.Namespace, action: Action, episode: int | None) -> int:
     """Leave the request, and wait for the answer of the search. A retry may wait for the next one."""
     Store(args.database, read_only=True).close()  # says so if there is nothing there, and makes no file
-    store = Store(args.database)
+    store = Store(args.database, upgrade=False)  # an older program may be searching
     study_id, _ = store.find_study(args.study)
     if action == Action.RETRY and episode is not None:
         _check_failed(store, study_id, episode)

@@ -172,7 +172,7 @@ def _is_finished(args: argparse.Namespace, study: Study, budget: Budget, config:
     path = sqlite_path(args.database)
     if path is not None and not path.exists():
         return False
-    store = Store(args.database)
+    store = Store(args.database, upgrade=False)  # what is refused leaves it as it is
     study_id = store.check_study(study)
     episodes = [] if study_id is None else store.episodes(study_id)
     if study_id is None or sum(episode.state != State.RUNNING for episode in episodes) < args.episodes:

@@ -272,10 +272,11 @@ class NoStudyError(UserError):
 class Store:
     """A database at a path or a SQLAlchemy URL. Raises UserError if it cannot be used.
 
-    One of an earlier schema is upgraded when it is opened for writing, and can be read as it is.
+    One of an earlier schema can be read as it is, and asked for something; upgrade: it is upgraded, as
+    finish_evaluation needs it, if it is opened for writing.
     """
 
-    def __init__(self, database: str, *, read_only: bool = False) -> None:
+    def __init__(self, database: str, *, read_only: bool = False, upgrade: bool = True) -> None:
         self.database = shown(database)
         path = sqlite_path(database)
         try:
@@ -284,7 +285,7 @@ class Store:
             self._engine = _engine(database, read_only)
             self._begin = sessionmaker(self._engine, expire_on_commit=False).begin
             if not read_only:
-                self._create()
+                self._create(upgrade)
             version = self._known_version(self._engine)
             if version is None:
                 raise UserError(f"--database {shown(database)}: is empty; run nas-search first")
@@ -320,10 +321,8 @@ class Store:
             raise UserError(f"--database {self.database}: holds another program's tables ({names}); give another file")
         return None
 
-    def _create(self) -> None:
-        """Make or upgrade what is missing. Searches that start at the same time get in each other's way, and then look
-        again.
-        """
+    def _create(self, upgrade: bool) -> None:
+        """Make or upgrade it. Searches that start at the same time get in each other's way, and then look again."""
         for attempt in range(CREATE_ATTEMPTS):
             try:
                 Base.metadata.create_all(self._engine)
@@ -332,8 +331,9 @@ class Store:
                     if version is None:
                         session.add(SchemaRow(version=SCHEMA_VERSION))
                     else:  # fails now if nothing can be written
-                        session.execute(update(SchemaRow).values(version=SCHEMA_VERSION))
-                        for older in range(version, SCHEMA_VERSION):  # after it: SQLite's transaction has begun then
+                        newer = SCHEMA_VERSION if upgrade else version
+                        session.execute(update(SchemaRow).values(version=newer))
+                        for older in range(version, newer):  # after it: SQLite's transaction has begun then
                             session.execute(text(UPGRADES[older]))
                 return
             except DatabaseError as error:

@@ -201,6 +201,12 @@ def test_an_earlier_schema_is_read_as_it_is_and_upgraded_once(store: Store, othe
     reader = Store(database, read_only=True)
     assert [(trial.ap, trial.gpus) for trial in reader.evaluations(1, Purpose.SEARCH)] == [(0.25, None)]
     reader.close()
+    asking = Store(database, upgrade=False)
+    assert asking.answer_of(asking.ask(1, Action.STOP)) is None
+    assert asking.evaluations(1, Purpose.SEARCH)[0].gpus is None
+    asking.close()
+    with other.connect() as connection:
+        assert connection.scalar(text("SELECT version FROM schema")) == 3
     ready = Barrier(4)
 
     def upgrade(_: int) -> Store:
