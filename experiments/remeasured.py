@@ -1,17 +1,19 @@
 """Are the winners on the tabular benchmark winners indeed? python -m experiments.remeasured
 
 Optimisers exploit a benchmark's errors. So the best graph of each search of experiments.controllers from the prior, by
-the benchmark's own means, is measured anew by real trials with new seeds. Printed for every algorithm: how many of its
-winners the benchmark knows, and by how much they are ahead of the published graph, as the benchmark says and as trials
-say (means and standard errors over searches); then the same for all winners, known and predicted ones apart.
+the benchmark's own means, is measured anew by real trials: with new seeds, and with pools of cell weights that were
+prepared with other seeds than the benchmark's one. Printed for every algorithm: how many different winners it has, how
+many of them the benchmark knows, and by how much they are ahead of the published graph, as the benchmark says and as
+trials with each pool say (means and standard errors over winners); then the same for all winners, known and predicted
+ones apart. What the published graph itself has is printed below, with the error that all leads of a pool share.
 
-Takes a few minutes, and the proxy's preparation on top where the cache does not hold it.
+Takes minutes, and as many for each pool that the cache does not hold.
 """
 
 import argparse
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,30 +29,50 @@ from nas.tabular import Tabular, load_tabular
 
 
 class Winner(NamedTuple):
-    """The best graph of one search. leads over the published graph: the benchmark's, and that of real trials."""
+    """The best graph of a search. Its leads over the published graph: what the benchmark said, and by pool."""
 
-    algorithm: str
     is_known: bool
     said: float
-    measured: float
+    measured: Sequence[float]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=int, default=400)
     parser.add_argument("--searches", type=int, default=5, help="of each algorithm")
+    parser.add_argument("--pools", type=int, nargs="+", default=[0, 1, 2], help="values of proxy.seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[20, 21, 22], help="of real trials")
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=list(ALGORITHMS))
     args = parser.parse_args()
+    if len(args.seeds) < 2:
+        parser.error("give two seeds at least: from one, noise cannot be told")
     torch.set_num_threads(1)
-    config = load_config("shapes", Config)
-    proxy = load_frozen(config, load_split(config.data, None, "train"))
+    configs = [load_config("shapes", Config, [f"proxy.seed={pool}"]) for pool in args.pools]
+    proxies = [load_frozen(config, load_split(config.data, None, "train")) for config in configs]
     tabular = load_tabular()
-    found: list[Winner] = []
-    for name in args.algorithms:
-        graphs = [best_of_search(tabular, name, seed, args.episodes) for seed in range(args.searches)]
-        found += winners(tabular, proxy, name, graphs, args.seeds)
-    report(found)
+    searches = range(args.searches)
+    graphs = {
+        name: [best_of_search(tabular, name, seed, args.episodes) for seed in searches] for name in args.algorithms
+    }
+    trials = Trials(proxies, args.seeds)
+    report({name: winners(tabular, trials, found) for name, found in graphs.items()}, args.pools)
+    print(f"\nThe published graph: {tabular.estimate(PRIOR).mean:.4f} by the benchmark; by trials, pool by pool,")
+    print(", ".join(mean_and_error(rewards) for rewards in trials.rewards(PRIOR)))
+
+
+class Trials:
+    """Real trials of graphs, each with the same seeds and pools."""
+
+    def __init__(self, proxies: Sequence[Proxy], seeds: Sequence[int]) -> None:
+        self.proxies = proxies
+        self.seeds = seeds
+        self._known: dict[str, list[list[float]]] = {}
+
+    def rewards(self, graph: Architecture) -> list[list[float]]:
+        """By pool and seed."""
+        if graph.hash not in self._known:
+            self._known[graph.hash] = [[proxy.evaluate(graph, seed) for seed in self.seeds] for proxy in self.proxies]
+        return self._known[graph.hash]
 
 
 def best_of_search(tabular: Tabular, algorithm: str, seed: int, episodes: int) -> Architecture:
@@ -60,44 +82,37 @@ def best_of_search(tabular: Tabular, algorithm: str, seed: int, episodes: int) -
     return graphs[means.index(max(means))]
 
 
-def winners(
-    tabular: Tabular, proxy: Proxy, algorithm: str, graphs: Sequence[Architecture], seeds: Sequence[int]
-) -> list[Winner]:
-    """Measured with the same seeds as the published graph."""
-
-    def mean(graph: Architecture) -> float:
-        return statistics.fmean(proxy.evaluate(graph, seed) for seed in seeds)
-
-    published, said = mean(PRIOR), tabular.estimate(PRIOR).mean
-    estimates = tabular.estimates(graphs)
-    return [
-        Winner(algorithm, estimate.is_known, estimate.mean - said, mean(graph) - published)
-        for graph, estimate in zip(graphs, estimates, strict=True)
-    ]
+def winners(tabular: Tabular, trials: Trials, graphs: Iterable[Architecture]) -> dict[str, Winner]:
+    """By hash: a graph that several searches found is one."""
+    published, said = trials.rewards(PRIOR), tabular.estimate(PRIOR).mean
+    found = {}
+    for graph in graphs:
+        estimate = tabular.estimate(graph)
+        of_pools = zip(trials.rewards(graph), published, strict=True)
+        leads = [statistics.fmean(own) - statistics.fmean(its) for own, its in of_pools]
+        found[graph.hash] = Winner(estimate.is_known, estimate.mean - said, leads)
+    return found
 
 
-def report(found: Sequence[Winner]) -> None:
-    print(
-        "| winners of | searches | known | lead over the published graph, as the benchmark says | as real trials say |"
-    )
-    print("|---|---|---|---|---|")
-    for name in dict.fromkeys(winner.algorithm for winner in found):
-        _row(name, [winner for winner in found if winner.algorithm == name])
-    for name, is_known in (("all, known", True), ("all, predicted", False)):
-        _row(name, [winner for winner in found if winner.is_known == is_known])
+def report(found: Mapping[str, Mapping[str, Winner]], pools: Sequence[int]) -> None:
+    columns = ["winners of", "graphs", "known", "lead by the benchmark", *(f"by trials, pool {pool}" for pool in pools)]
+    print("| " + " | ".join(columns) + " |")
+    print("|---" * len(columns) + "|")
+    every = {graph_hash: winner for of in found.values() for graph_hash, winner in of.items()}
+    rows = {name: list(of.values()) for name, of in found.items()}
+    rows |= {"all, known": [winner for winner in every.values() if winner.is_known]}
+    rows |= {"all, predicted": [winner for winner in every.values() if not winner.is_known]}
+    for name, of in rows.items():
+        if of:
+            known = sum(winner.is_known for winner in of)
+            leads = [[winner.said for winner in of], *zip(*(winner.measured for winner in of), strict=True)]
+            cells = [name, str(len(of)), str(known), *map(mean_and_error, leads)]
+            print("| " + " | ".join(cells) + " |")
 
 
-def _row(name: str, of: Sequence[Winner]) -> None:
-    if of:
-        known = sum(winner.is_known for winner in of)
-        leads = [_mean_and_error(winner.said for winner in of), _mean_and_error(winner.measured for winner in of)]
-        print(f"| {name} | {len(of)} | {known} | {leads[0]} | {leads[1]} |")
-
-
-def _mean_and_error(values: Iterable[float]) -> str:
-    numbers = list(values)
-    error = f" ({statistics.stdev(numbers) / math.sqrt(len(numbers)):.4f})" if len(numbers) > 1 else ""
-    return f"{statistics.fmean(numbers):+.4f}{error}"
+def mean_and_error(values: Sequence[float]) -> str:
+    error = f" ({statistics.stdev(values) / math.sqrt(len(values)):.4f})" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.4f}{error}"
 
 
 if __name__ == "__main__":

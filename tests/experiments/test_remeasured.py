@@ -4,7 +4,7 @@ import pytest
 from controller.decisions import mutate
 from detector.architecture import Architecture
 from experiments.controllers import ALGORITHMS, PRIOR, search
-from experiments.remeasured import Winner, best_of_search, report, winners
+from experiments.remeasured import Trials, Winner, best_of_search, report, winners
 from nas.space import space_around
 from nas.tabular import Row, Tabular
 
@@ -25,26 +25,29 @@ def tabular() -> Tabular:
     return Tabular.measured(rows)
 
 
-class Trials:
-    """A proxy that knows what the benchmark does not."""
+class Proxy:
+    """Knows what the benchmark does not."""
 
-    def __init__(self, graph: Architecture) -> None:
+    def __init__(self, graph: Architecture, lead: float) -> None:
         self.graph = graph
+        self.lead = lead
         self.asked: list[int] = []
 
     def evaluate(self, architecture: Architecture, seed: int, steps: int | None = None) -> float:
         self.asked.append(seed)
-        return 0.4 + 0.001 * seed + (0.05 if architecture.hash == self.graph.hash else 0.0)
+        return 0.4 + 0.001 * seed + (self.lead if architecture.hash == self.graph.hash else 0.0)
 
 
-def test_leads_are_over_the_published_graph_with_the_same_seeds(tabular: Tabular) -> None:
+def test_leads_are_over_the_published_graph_with_the_same_seeds_and_pools(tabular: Tabular) -> None:
     known, unknown = tabular.rows[40].graph, neighbours(200)[-1]
-    trials = Trials(unknown)
-    found = winners(tabular, trials, "random", [known, unknown], SEEDS)
-    assert [winner.is_known for winner in found] == [True, False]
-    assert [winner.measured for winner in found] == pytest.approx([0.0, 0.05])
-    assert found[0].said == pytest.approx(tabular.estimate(known).mean - tabular.estimate(PRIOR).mean)
-    assert trials.asked == [*SEEDS] * 3
+    proxies = [Proxy(unknown, 0.05), Proxy(unknown, -0.01)]
+    found = winners(tabular, Trials(proxies, SEEDS), [known, unknown, known])
+    assert list(found) == [known.hash, unknown.hash]
+    assert [winner.is_known for winner in found.values()] == [True, False]
+    assert found[known.hash].measured == pytest.approx([0.0, 0.0])
+    assert found[unknown.hash].measured == pytest.approx([0.05, -0.01])
+    assert found[known.hash].said == pytest.approx(tabular.estimate(known).mean - tabular.estimate(PRIOR).mean)
+    assert [proxy.asked for proxy in proxies] == [[*SEEDS] * 3] * 2
 
 
 def test_the_best_of_a_search_is_the_best_it_proposed(tabular: Tabular) -> None:
@@ -54,12 +57,14 @@ def test_the_best_of_a_search_is_the_best_it_proposed(tabular: Tabular) -> None:
     assert max(means) > max(means[0], means[-1])
 
 
-def test_known_and_predicted_winners_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
-    report([Winner("tpe", True, 0.01, 0.02), Winner("tpe", True, 0.03, 0.02), Winner("random", False, 0.01, -0.01)])
-    lines = capsys.readouterr().out.splitlines()[2:]
-    assert lines == [
-        "| tpe | 2 | 2 | +0.0200 (0.0100) | +0.0200 (0.0000) |",
-        "| random | 1 | 0 | +0.0100 | -0.0100 |",
-        "| all, known | 2 | 2 | +0.0200 (0.0100) | +0.0200 (0.0000) |",
-        "| all, predicted | 1 | 0 | +0.0100 | -0.0100 |",
+def test_known_and_predicted_winners_are_told_apart_and_each_graph_counts_once(capsys) -> None:
+    first, second = Winner(True, 0.01, [0.02, 0.0]), Winner(True, 0.03, [0.02, 0.01])
+    report({"tpe": {"a": first, "b": second}, "random": {"c": Winner(False, 0.01, [-0.01, 0.0]), "a": first}}, [0, 5])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("| by trials, pool 0 | by trials, pool 5 |")
+    assert lines[2:] == [
+        "| tpe | 2 | 2 | 0.0200 (0.0100) | 0.0200 (0.0000) | 0.0050 (0.0050) |",
+        "| random | 2 | 1 | 0.0100 (0.0000) | 0.0050 (0.0150) | 0.0000 (0.0000) |",
+        "| all, known | 2 | 2 | 0.0200 (0.0100) | 0.0200 (0.0000) | 0.0050 (0.0050) |",
+        "| all, predicted | 1 | 0 | 0.0100 | -0.0100 | 0.0000 |",
     ]
