@@ -91,6 +91,10 @@ def guarded(name: str, command: Callable[[], int], *, interrupted: str = "interr
     except RunFailedError as error:
         print(f"{name}: {one_line(error)}", file=sys.stderr)
         return FAILED
+    except BrokenPipeError as error:  # as when head has read enough of its output; the rest cannot be flushed either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"{name}: {one_line(error)}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print(f"{name}: {interrupted}", file=sys.stderr)
         return INTERRUPTED

@@ -56,6 +56,8 @@ def train_final(args: argparse.Namespace) -> int:
     warmup, steps = config.training.warmup_steps, config.training.steps
     if warmup >= steps:
         print(f"train-final: training.warmup_steps, {warmup}, is not below training.steps, {steps}: it hardly learns")
+    if not training_data.num_objects:
+        raise UserError(f"{training_data.annotations}: holds no objects, so that nothing can be learned")
     if not validation_data.num_objects:
         raise UserError(f"{validation_data.annotations}: holds no objects, so that nothing can be evaluated")
     if training_data.category_names != validation_data.category_names:

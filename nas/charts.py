@@ -214,7 +214,7 @@ def _dots(episodes: Sequence[Episode]) -> dict[str, Any]:
 
 def _line(x: Sequence[float], y: Sequence[float | None]) -> dict[str, Any]:
     rounded = [None if value is None else round(value, 5) for value in y]
-    return {"x": list(x), "y": rounded, "mode": "lines"}
+    return {"x": list(x), "y": rounded, "mode": "lines" if len(x) > 1 else "markers"}
 
 
 def _costs(findings: Findings, episodes: Sequence[Episode]) -> dict[str, Any]:

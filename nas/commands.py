@@ -164,7 +164,9 @@ def _export_parser() -> Parser:
         help="json: what train-final takes; torch: a Python module that needs PyTorch only; onnx: the untrained "
         "pyramid, for programs that show or time it; tensorflow: the block specification of its model garden",
     )
-    parser.add_argument("--output", metavar="FILE|-", help="default: best.json, best.py or best.onnx; - prints it")
+    parser.add_argument(
+        "--output", metavar="FILE|-", help="default: best.json, best.onnx, or best.py (torch, tensorflow); - prints it"
+    )
     parser.add_argument("--show", action="store_true", help="draw each graph on the terminal, too")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the best one, as .svg or .png")
     return parser
@@ -243,7 +245,14 @@ def _completion_parser() -> Parser:
 
 def _study_options(parser: Parser) -> None:
     parser.add_argument("--database", default="nas.db", metavar="FILE|URL", help="where results are kept")
-    parser.add_argument("--study", default="default", metavar="NAME", help="which search in it")
+    parser.add_argument("--study", type=_study_name, default="default", metavar="NAME", help="which search in it")
+
+
+def _study_name(text: str) -> str:
+    """Folders and actors are named after studies."""
+    if not text.strip() or not text.isprintable() or "/" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} given, must be a name of printable characters, without slashes")
+    return text
 
 
 def _positive(text: str) -> float:

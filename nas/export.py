@@ -13,7 +13,7 @@ from detector.levels import level_sizes
 from nas.drawing import check_picture, draw, text
 from nas.foreign_formats import FORMATS, SUFFIXES, onnx_model
 from nas.results import Verdict, by_reward, pareto_front, prior_episode, verdicts
-from nas.store import Episode, Evaluation, Purpose, Store, Study
+from nas.store import Episode, Evaluation, Purpose, Store, Study, check_apart
 from nas.store_errors import with_store_errors
 
 
@@ -34,14 +34,19 @@ def _export(args: argparse.Namespace) -> int:
         for path, episode in _chosen(args, episodes, evaluations, confirmed)
     ]
     if args.picture is not None:
+        check_apart(args.picture, "--picture", args.database)
         check_picture(args.picture)
+    option = "--pareto" if args.pareto else "--output"
+    for path, _, _ in chosen:
+        if path is not None:
+            check_apart(path, option, args.database)
     contents = [_content(graph, args.format, study) for _, _, graph in chosen]  # all or none
     for (path, episode, graph), content in zip(chosen, contents, strict=True):
         if path is None:
             sys.stdout.flush()
             sys.stdout.buffer.write(content)
         else:
-            write_file(path, content, "--pareto" if args.pareto else "--output")
+            write_file(path, content, option)
             cost = f", {graph.found['gflops']:.4g} GFLOPs" if args.pareto and graph.found else ""
             verdict = confirmed.get(episode.architecture_hash)
             itself = " (where the search started)" if prior is not None and episode.number == prior.number else ""
@@ -49,9 +54,14 @@ def _export(args: argparse.Namespace) -> int:
             print(f"{path}: episode {episode.number}{itself}, {figures}{cost}")
         if args.show:
             print(f"\n{text(graph, _prior_of(study))}\n", file=sys.stderr if path is None else sys.stdout)
+    if args.top is not None and args.top > len(chosen):
+        print(f"study {args.study!r} has {len(chosen)} graphs with a reward, fewer than {args.top}", file=sys.stderr)
     if args.picture is not None:
         _, episode, graph = chosen[-1] if args.pareto else chosen[0]  # a front ends with its best
-        _draw(args, study, episode, graph)
+        verdict = confirmed.get(episode.architecture_hash)
+        figure = f"mean {verdict.mean:.4f} of {verdict.runs} new runs" if verdict else _reward(episode)
+        draw(graph, args.picture, _prior_of(study), f"{study.name}, episode {episode.number}: {figure}")
+        print(f"{args.picture}: episode {episode.number} as a picture")
     return 0
 
 
@@ -76,11 +86,6 @@ def _prior_of(study: Study) -> Architecture | None:
     return None if prior is None else Architecture.from_dict(prior)
 
 
-def _draw(args: argparse.Namespace, study: Study, episode: Episode, graph: Architecture) -> None:
-    draw(graph, args.picture, _prior_of(study), f"{study.name}, episode {episode.number}: reward {episode.reward:.4f}")
-    print(f"{args.picture}: episode {episode.number} as a picture")
-
-
 def _chosen(
     args: argparse.Namespace,
     episodes: list[Episode],
@@ -89,6 +94,8 @@ def _chosen(
 ) -> list[tuple[Path | None, Episode]]:
     """What to write where; path None is standard output."""
     ranked = by_reward(episodes)
+    if args.pareto is not None and args.output is not None:
+        raise UserError("--output: with --pareto DIR files are named by their episodes; leave it out")
     if args.format == "onnx" and args.output == "-" and args.top is not None and args.top > 1:
         raise UserError("--output -: models of several graphs would become one; give a file, or --best")
     path = None if args.output == "-" else Path(args.output or f"best{SUFFIXES[args.format]}")

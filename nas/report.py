@@ -22,7 +22,7 @@ from nas import charts, summary
 from nas.config import Config
 from nas.drawing import svg, text
 from nas.findings import Findings, are_comparable
-from nas.store import Episode, Store, Study, flags_of
+from nas.store import Episode, Store, Study, check_apart, flags_of
 from nas.store_errors import with_store_errors
 
 PICTURES = 6
@@ -37,6 +37,7 @@ def report(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace) -> int:
     store = Store(args.database, read_only=True)
+    check_apart(args.output, "--output", args.database)
     findings = Findings.of(store, args.study, PICTURES)
     others = [Findings.of(store, name, 0) for name in dict.fromkeys(args.compare or []) if name != args.study]
     baselines = [] if others else _baselines(store, findings)
@@ -82,6 +83,7 @@ def page(findings: Findings, others: Sequence[Findings], of_database: str = "", 
         strangers=[other.study.name for other in others if not are_comparable(other.study, findings.study)],
         found=summary.found(findings),
         trust=summary.trust(findings, baselines),
+        flags=f"{of_database}{of_study}",
         following=summary.following(findings, flags, has_baseline=bool(baselines)),
         numbers=_numbers(findings),
         pictures=[_picture(findings, episode) for episode in findings.best[:PICTURES]],

@@ -172,23 +172,23 @@ def _is_finished(args: argparse.Namespace, study: Study, budget: Budget, config:
     path = sqlite_path(args.database)
     if path is not None and not path.exists():
         return False
-    store = Store(args.database, upgrade=False)  # what is refused leaves it as it is
-    study_id = store.check_study(study)
-    episodes = [] if study_id is None else store.episodes(study_id)
-    if study_id is None or sum(episode.state != State.RUNNING for episode in episodes) < args.episodes:
-        return False
-    is_stopped = episodes[0].log_prob is None and episodes[0].state == State.FAILED  # the prior: nothing goes on
-    learned, _ = store.policy_figures(study_id)
-    if not is_stopped and learned < len(episodes) // config.search.batch:
-        return False  # killed after the last reward, and before the policy had learned from it
-    if is_stopped or not confirmation(args, store, study_id, budget, config).is_finished:
-        return False
-    screen.say(
-        f"study {args.study!r} has {len(episodes)} of {args.episodes} episodes: nothing to do; "
-        f"--episodes {2 * len(episodes)} extends it, --study NAME starts anew"
-    )
-    _say_found(args, store, study_id, screen.say)
-    return True
+    with contextlib.closing(Store(args.database, upgrade=False)) as store:  # what is refused leaves it as it is
+        study_id = store.check_study(study)
+        episodes = [] if study_id is None else store.episodes(study_id)
+        if study_id is None or sum(episode.state != State.RUNNING for episode in episodes) < args.episodes:
+            return False
+        is_stopped = episodes[0].log_prob is None and episodes[0].state == State.FAILED  # the prior: nothing goes on
+        learned, _ = store.policy_figures(study_id)
+        if not is_stopped and learned < len(episodes) // config.search.batch:
+            return False  # killed after the last reward, and before the policy had learned from it
+        if is_stopped or not confirmation(args, store, study_id, budget, config).is_finished:
+            return False
+        screen.say(
+            f"study {args.study!r} has {len(episodes)} of {args.episodes} episodes: nothing to do; "
+            f"--episodes {2 * len(episodes)} extends it, --study NAME starts anew"
+        )
+        _say_found(args, store, study_id, screen.say)
+        return True
 
 
 def confirmation(

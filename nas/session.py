@@ -1,5 +1,6 @@
 """One run of a search: trials until all episodes have ended, and runs that confirm the best."""
 
+from contextlib import closing
 from functools import partial
 
 from detector.progress import Progress
@@ -21,12 +22,19 @@ from nas.trial import ProxySource
 
 def run_study(asked: Checked, cluster: Cluster, scalars: Scalars | None) -> tuple[Action | None, str | None]:
     """Search and confirm on a cluster that is up. If that ended before its time: what was asked for, or what failed."""
+    config, prior = asked.config, asked.prior
+    make = partial(make_controller, config.search, space_around(prior), prior, asked.args.seed, asked.budget)
+    controller = RemoteController(asked.args.study, make, config.search.lag)
+    # Opened once there is a controller, for what is refused leaves nothing; closed, so that SQLite's file is whole.
+    with closing(Store(asked.args.database)) as store:
+        return _search_and_confirm(asked, cluster, scalars, controller, store)
+
+
+def _search_and_confirm(
+    asked: Checked, cluster: Cluster, scalars: Scalars | None, controller: RemoteController, store: Store
+) -> tuple[Action | None, str | None]:
     args, config, prior, budget, data, study, screen = asked
     source = ProxySource.of(config, args.data and args.data.absolute(), prior, data.hash)
-    space = space_around(prior)
-    make = partial(make_controller, config.search, space, prior, args.seed, budget)
-    controller = RemoteController(args.study, make, config.search.lag)
-    store = Store(args.database)  # not before there is a controller: what is refused leaves nothing
     study_id = store.open_study(study)
     store.set_target(study_id, args.episodes)
     delivery = Delivery.of(delivered(config, data, prior)) if cluster.address is not None else None
@@ -36,7 +44,7 @@ def run_study(asked: Checked, cluster: Cluster, scalars: Scalars | None) -> tupl
         store,
         study_id,
         controller,
-        space,
+        space_around(prior),
         prior,
         budget,
         episodes=args.episodes,

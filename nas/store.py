@@ -351,12 +351,16 @@ class Store:
             row = session.scalar(select(StudyRow).where(StudyRow.name == study.name))
             if row is None:
                 return None
-            old = {**row.config, "seed": row.seed, "data hash": row.data_hash}
-            new = {**json.loads(json.dumps(study.config)), "seed": study.seed, "data hash": study.data_hash}
+            old = {**row.config, "seed": row.seed}
+            new = {**json.loads(json.dumps(study.config)), "seed": study.seed}
             if differing := in_short(differences(old, new)):
                 raise UserError(
                     f"study {study.name!r} exists with another configuration: {differing}; go back to it, or give a "
                     "new --study NAME"
+                )
+            if row.data_hash != study.data_hash:
+                raise UserError(
+                    f"study {study.name!r} exists with other training data; go back to that, or give a new --study NAME"
                 )
             return row.id
 
@@ -609,6 +613,13 @@ class Store:
                 )
                 for row in session.scalars(query.order_by(PolicyRow.version))
             }
+
+
+def check_apart(path: Path, option: str, database: str) -> None:
+    """Raises UserError if a file that is to be written is the database."""
+    of_database = sqlite_path(database)
+    if of_database is not None and of_database.exists() and path.exists() and path.samefile(of_database):
+        raise UserError(f"{option} {path}: is the database; give another file")
 
 
 def _reward(ap: float | None, factor: float) -> float | None:

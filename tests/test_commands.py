@@ -50,6 +50,24 @@ def test_a_wrong_option_is_one_line_at_once(command: str) -> None:
     assert f"{command} --help shows the options" in ended.stderr
 
 
+def test_who_has_read_enough_is_no_traceback() -> None:
+    script = (
+        "import sys; from detector.command import guarded\n"
+        "def much():\n    for _ in range(100_000): print('a line of output')\n    return 0\n"
+        "sys.exit(guarded('nas-status', much))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == "a line of output\n"
+    process.stdout.close()
+    assert process.stderr.read() == "nas-status: [Errno 32] Broken pipe\n"
+    process.stderr.close()
+    assert process.wait(30) == 1
+
+
 COMPLETED = """
 eval "$({python} -c 'from nas.commands import completion; completion(["bash"])')"
 COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))

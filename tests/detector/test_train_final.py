@@ -114,6 +114,17 @@ def test_mistakes_are_one_line_and_exit_2(here: Path, capsys, arguments: list[st
     assert not (here / "runs").exists()
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_data_set_without_objects_is_refused(here: Path, tiny_coco: Path, capsys, split: str) -> None:
+    annotations = tiny_coco / "annotations" / f"instances_{split}.json"
+    annotations.write_text(json.dumps(json.loads(annotations.read_text()) | {"annotations": []}))
+    config = (Path(__file__).parents[2] / "experiments" / "smoke.yaml").read_text()
+    start, end = config.index("data:"), config.index("detector:")
+    (here / "c.yaml").write_text(config[:start] + "data: {source: coco}\n" + config[end:])
+    assert train_final(["--config", "c.yaml", "--data", str(tiny_coco), "--dry-run"]) == 2
+    assert f"instances_{split}.json: holds no objects" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("record", ["[]", "3", '{"config": [1]}', '{"config": null}', "{}", "{", "\xff"])
 def test_a_folder_whose_record_makes_no_sense_is_refused(here: Path, capsys, record: str) -> None:
     (here / "out").mkdir()

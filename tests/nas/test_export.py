@@ -43,6 +43,7 @@ def test_best_is_exported_with_where_it_was_found(here: Path, exported: Store) -
 def test_top_and_episode_and_standard_output(here: Path, exported: Store, capsys) -> None:
     assert export(["--top", "5", "--output", "g.json"]) == 0
     assert sorted(path.name for path in here.glob("g*.json")) == ["g-1.json", "g-2.json"]
+    assert capsys.readouterr().err == "study 'default' has 2 graphs with a reward, fewer than 5\n"
     assert Architecture.load(here / "g-1.json").found["episode"] == 1
     capsys.readouterr()
     assert export(["--episode", "0", "--output", "-"]) == 0
@@ -71,12 +72,21 @@ def test_a_graph_is_shown_and_drawn(here: Path, exported: Store, capsys) -> None
         (["--best", "--output", "nas.db/best.json"], "cannot be written"),
         (["--best", "--output", "."], "is a folder; give a file"),
         (["--top", "2", "--output", "."], "is a folder; give a file"),
+        (["--best", "--output", "nas.db"], "--output nas.db: is the database; give another file"),
+        (["--best", "--output", "link.db"], "link.db: is the database; give another file"),
+        (["--best", "--picture", "nas.db"], "--picture nas.db: is the database; give another file"),
+        (["--pareto", "front", "--output", "x.json"], "--output: with --pareto DIR files are named by their episodes"),
+        (["--best", "--study", ""], "'' given, must be a name of printable characters, without slashes"),
+        (["--best", "--study", "a/../b"], "'a/../b' given, must be a name of printable characters, without slashes"),
         (["--best", "--picture", "graph.pdf"], "graph.pdf: give a name that ends in .svg or .png"),
         (["--best", "--picture", "no/graph.svg"], "no/graph.svg: its folder no does not exist"),
     ],
 )
 def test_export_mistakes(here: Path, exported: Store, capsys, arguments: list[str], message: str) -> None:
+    before = (here / "nas.db").read_bytes()
+    (here / "link.db").symlink_to("nas.db")
     assert message in refused(capsys, export(arguments))
+    assert (here / "nas.db").read_bytes() == before
 
 
 def test_a_database_that_is_damaged_underway_is_one_line(here: Path, exported: Store, capsys) -> None:

@@ -319,7 +319,7 @@ def test_names_are_quoted_in_commands_and_are_no_markup_in_charts() -> None:
 
 def test_bytes_that_are_no_text_are_one_line(here: Path, capsys) -> None:
     run(schedule(Store("nas.db"), 4, of=study()), workers=1)
-    assert "is no text" in refused(capsys, report(["--study", "x\udcff"]))
+    assert "must be a name of printable characters" in refused(capsys, report(["--study", "x\udcff"]))
 
 
 def test_nothing_in_a_chart_can_end_its_script() -> None:
@@ -449,6 +449,9 @@ def test_how_far_rewards_can_be_trusted_is_said_where_it_was_measured(tmp_path: 
 
 def test_charts_of_a_short_search_show_no_halves_and_nothing_below_nothing() -> None:
     findings = made([0.3, 0.2])
+    figures = [PolicyFigures(version, 1.0, None) for version in range(2)]
+    modes = [charts.entropy(replace(findings, policies=figures[:count])).data[0].mode for count in (1, 2)]
+    assert modes == ["markers", "lines"]  # a line through one point would not be seen
     assert charts.entropy(findings).layout.xaxis.dtick == 1
     assert charts.costs(made([0.3])).layout.xaxis.range[0] == 0
     assert charts.running_mean(findings) == ([], [])

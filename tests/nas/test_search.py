@@ -76,6 +76,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> list[tuple]:
     assert "dashboard: http://127.0.0.1:" in log
     assert "winner with new seeds: episode" in log or "with new seeds none is better than the prior: mean" in log
     assert " runs of 4 steps" in log  # proxy.confirm_steps
+    (folder / "copied").mkdir()
+    shutil.copy(folder / "nas.db", folder / "copied")  # the file alone, as people would share it
+    assert table(folder / "copied") == table(folder)
     return table(folder)
 
 

@@ -96,7 +96,7 @@ def test_the_same_study_opens_again_and_another_is_refused_with_the_difference(s
     assert store.open_study(STUDY) == store.open_study(STUDY)
     for change, message in (
         ({"seed": 3}, "seed is 0, now 3"),
-        ({"data_hash": "xyz"}, "data hash is abc, now xyz"),
+        ({"data_hash": "xyz"}, "other training data"),
         ({"config": {**STUDY.config, "search": {"lag": 2}}}, r"search\.lag is 1, now 2"),
     ):
         with pytest.raises(UserError, match=message):
