@@ -62,6 +62,7 @@ def train_final(args: argparse.Namespace) -> int:
         raise UserError(f"{validation_data.annotations}: holds no objects, so that nothing can be evaluated")
     if training_data.category_names != validation_data.category_names:
         raise UserError(f"{validation_data.annotations}: its categories are not those of {training_data.annotations}")
+    _check_gpus(args)
     terminal = Terminal(is_quiet=args.quiet and not args.dry_run)
     device = torch.device("cuda" if torch.cuda.is_available() and args.gpus_per_worker != 0 else "cpu")
     if args.dry_run:
@@ -138,6 +139,16 @@ def _graph(name: str) -> Architecture:
     if name not in PRIORS and not Path(name).exists():
         raise UserError(f"--arch {name}: no such file; nas-export --best writes one (by name: {', '.join(PRIORS)})")
     return PRIORS.get(name) or Architecture.load(name)
+
+
+def _check_gpus(args: argparse.Namespace) -> None:
+    """Raises UserError for more than this machine has. What a cluster has, only Ray knows."""
+    wanted, there = (args.gpus_per_worker or 0) * args.workers, torch.cuda.device_count()
+    if args.address is None and wanted > there:
+        raise UserError(
+            f"--workers {args.workers}: they need {wanted} GPUs, and there are {there}; give fewer, or "
+            "--gpus-per-worker 0"
+        )
 
 
 def _digest(path: Path | None) -> str | None:

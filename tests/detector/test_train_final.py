@@ -181,6 +181,15 @@ def test_a_dry_run_finds_what_training_would(here: Path, tiny_coco: Path, capsys
     assert "2.png (image 2): cannot be decoded" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("options", [["--dry-run"], []])
+def test_gpus_that_are_not_there_are_told_before_anything_is_written(here, monkeypatch, capsys, options) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    command = ["--config", "smoke", "--workers", "2", "--gpus-per-worker", "1", *options]
+    assert train_final(command) == 2
+    assert "--workers 2: they need 2 GPUs, and there are 1; give fewer" in capsys.readouterr().err
+    assert not (here / "runs").exists()
+
+
 def test_a_dry_run_knows_what_lies_in_the_folder(here: Path, capsys) -> None:
     Checkpoints(here / "runs" / "final" / "checkpoints", {"another": "run"}).save(5, {})
     assert train_final(["--config", "smoke", "--dry-run"]) == 2
