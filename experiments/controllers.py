@@ -17,7 +17,7 @@ Restartable: ten seeds are one file in --folder.
 import argparse
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -170,7 +170,8 @@ def report(tabular: Tabular, curves: Mapping[str, NDArray[np.float64]]) -> None:
             if name.endswith(start):
                 cells = [name.removesuffix(" " + start)]
                 cells += [median_and_quartiles(episodes_to(of_seeds, goal)) for goal in wanted.values()]
-                cells += [mean_and_error(of_seeds.max(1)), mean_and_error(of_seeds[:, -LAST:].mean(1))]
+                cells += [mean_and_error(of_seeds.max(1).tolist())]
+                cells.append(mean_and_error(of_seeds[:, -LAST:].mean(1).tolist()))
                 print("| " + " | ".join(cells) + " |")
 
 
@@ -180,8 +181,10 @@ def median_and_quartiles(episodes: NDArray[np.int64]) -> str:
     return f"{median} ({low} to {high})"
 
 
-def mean_and_error(values: NDArray[np.float64]) -> str:
-    return f"{statistics.fmean(values):.4f} ({values.std(ddof=1) / math.sqrt(len(values)):.4f})"
+def mean_and_error(values: Sequence[float]) -> str:
+    """The mean, and its standard error, which one value does not have."""
+    error = f" ({statistics.stdev(values) / math.sqrt(len(values)):.4f})" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.4f}{error}"
 
 
 def plot(tabular: Tabular, curves: Mapping[str, NDArray[np.float64]], path: Path) -> None:

@@ -2,7 +2,7 @@
 
 Optimisers exploit a benchmark's errors. So the best graph of each search of experiments.controllers from the prior, by
 the benchmark's own means, is measured anew by real trials: with new seeds, and with pools of cell weights that were
-prepared with other seeds than the benchmark's one. Printed for every algorithm: how many different winners it has, how
+prepared anew, with several seeds. Printed for every algorithm: how many different winners it has, how
 many of them the benchmark knows, and by how much they are ahead of the published graph, as the benchmark says and as
 trials with each pool say (means and standard errors over winners); then the same for all winners, known and predicted
 ones apart. What the published graph itself has is printed below, with the error that all leads of a pool share.
@@ -11,7 +11,6 @@ Takes minutes, and as many for each pool that the cache does not hold.
 """
 
 import argparse
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -21,7 +20,7 @@ import torch
 from detector.architecture import Architecture
 from detector.coco import load_split
 from detector.config_files import load_config
-from experiments.controllers import ALGORITHMS, PRIOR, search
+from experiments.controllers import ALGORITHMS, PRIOR, mean_and_error, search
 from experiments.fidelity import load_frozen
 from nas.config import Config
 from nas.proxy import Proxy
@@ -108,11 +107,6 @@ def report(found: Mapping[str, Mapping[str, Winner]], pools: Sequence[int]) -> N
             leads = [[winner.said for winner in of], *zip(*(winner.measured for winner in of), strict=True)]
             cells = [name, str(len(of)), str(known), *map(mean_and_error, leads)]
             print("| " + " | ".join(cells) + " |")
-
-
-def mean_and_error(values: Sequence[float]) -> str:
-    error = f" ({statistics.stdev(values) / math.sqrt(len(values)):.4f})" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.4f}{error}"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """What holds for every command."""
 
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -76,7 +75,6 @@ $function; echo "${{COMPREPLY[@]}}"
 """
 
 
-@pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
 @pytest.mark.parametrize(
     ("words", "completions"),
     [
