@@ -195,7 +195,7 @@ class Busy:
     def work(self):
         time.sleep(60)
 
-ray.init(num_cpus=1, include_dashboard=False)
+ray.init(address="local", num_cpus=1, include_dashboard=False)
 try:
     ray.get(Busy.remote().work.remote())
 except Exception as error:
@@ -266,7 +266,7 @@ import ray
 from nas.metrics import SearchMetrics, TrialMetrics
 from nas.store import Cause, Episode, Outcome, State
 
-ray.init(num_cpus=1, include_dashboard=False)
+ray.init(address="local", num_cpus=1, include_dashboard=False)
 node = ray.nodes()[0]
 url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 rewards = [0.3, 0.5, None, 0.4]
