@@ -114,14 +114,11 @@ def _eval_final_parser() -> Parser:
         },
         "--weights FILE",
     )
-    parser.add_argument(
-        "--weights", type=Path, action="append", required=True, metavar="FILE", help="a model.pt; may be given again"
-    )
+    _weights_option(parser)
     parser.add_argument("--data", type=Path, metavar="DIR", help="a data set in COCO form")
     parser.add_argument("--split", default="val", metavar="NAME", help="which part of it")
     _testing_options(parser)
     _quiet_option(parser)
-    parser.add_argument("--fuse", choices=get_args(Fusion), default="wbf", help="how an ensemble's boxes are merged")
     parser.add_argument("--output", type=Path, default=Path("runs/eval"), metavar="DIR", help="where results go")
     return parser
 
@@ -133,11 +130,12 @@ def _detect_parser() -> Parser:
         {
             "detect --weights runs/final/model.pt photo.jpg": "one picture",
             "detect --weights FILE photos/ --threshold 0.5": "a folder, and only what is fairly sure",
+            "detect --weights A --weights B photo.jpg": "two models as one, by weighted boxes fusion",
         },
         "--weights FILE PATH [PATH ...]",
     )
     parser.add_argument("pictures", type=Path, nargs="+", metavar="PATH", help="pictures, or folders of them")
-    parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="a model.pt of train-final")
+    _weights_option(parser)
     _quiet_option(parser)
     parser.add_argument("--threshold", type=share, default=0.3, metavar="X", help="least score of what is shown")
     _testing_options(parser)
@@ -164,12 +162,24 @@ def _quiet_option(parser: Parser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress: only warnings and what came of it")
 
 
+def _weights_option(parser: Parser) -> None:
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="a model.pt of train-final; given again, all are one ensemble",
+    )
+
+
 def _testing_options(parser: Parser) -> None:
     """What is not given stays as the weights' own configuration has it."""
     parser.add_argument("--cascade-test", choices=get_args(CascadeTest), help="at which boxes the stages score")
     parser.add_argument("--nms", choices=get_args(Nms), help="hard, or Soft-NMS: linear or gaussian")
     parser.add_argument("--scales", type=count(1), nargs="+", metavar="PX", help="short sides at which images are seen")
     parser.add_argument("--flip", action="store_true", default=None, help="see every image mirrored, too")
+    parser.add_argument("--fuse", choices=get_args(Fusion), help="how boxes of an ensemble are merged (default: wbf)")
 
 
 PARSERS = {

@@ -4,10 +4,8 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from detector.coco import CocoData, pictures, rgb, upright
@@ -15,35 +13,32 @@ from detector.command import output_folder
 from detector.drawing import draw_detections
 from detector.errors import UserError
 from detector.evaluate import coco_results
-from detector.inference import detect_split, views_of
-from detector.levels import padding_multiple
 from detector.progress import Progress
 from detector.targets import Detections
-from detector.testing_options import load_for_test
+from detector.tested import load_tested
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 def detect(args: argparse.Namespace) -> int:
     """What detect does; its exit code."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trained = load_for_test(args.weights, args, device)
+    tested = load_tested(args)
+    classes = tested.models[0].classes
+    tested.check_classes(classes, str(args.weights[0]))
     sources = _find(args.pictures)
     targets = _targets(sources, args.output)
-    data, unreadable = pictures(sources, trained.classes)
+    data, unreadable = pictures(sources, classes)
     for line in unreadable:
         print(f"detect: left out {line}")
     if not len(data):
         raise UserError("none of the files is a picture that can be read")
     output_folder(args.output)
-    config = trained.config
-    views = views_of(data, config.training, trained.model.heads.testing, padding_multiple(config.detector.base_stride))
     with Progress(is_quiet=args.quiet) as progress:
-        found = detect_split(trained.model, views, data.image_hw, device, partial(progress, "detecting"))
+        found = tested.detect(data, progress)
         shown = [_above(detections, args.threshold) for detections in found]
         for number, (name, detections) in enumerate(zip(data.file_names, shown, strict=True), 1):
             with Image.open(name) as picture:
-                draw_detections(rgb(upright(picture)), detections, trained.classes).save(targets[Path(name)])
+                draw_detections(rgb(upright(picture)), detections, classes).save(targets[Path(name)])
             progress("drawing", number, len(data))
     (args.output / "detections.json").write_text(json.dumps(_document(data, shown)))
     total = sum(len(detections.scores) for detections in shown)

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -81,6 +82,9 @@ def test_a_trained_detector_starts_another_one(here: Path, trained: Path, capsys
     assert "3 of 3 classes mapped" in shown
     assert train_final([*command[:2], "--init", str(trained / "b.pt"), "--output", "tiny"]) == 2
     assert "another start (--init)" in capsys.readouterr().err
+    Image.new("RGB", (64, 64)).save("p.png")
+    assert detect(["p.png", "--weights", str(trained / "a.pt"), "--weights", "tiny/model.pt"]) == 2
+    assert "tiny/model.pt: its 3 classes (upright-spots-warm, " in capsys.readouterr().err
 
 
 def test_detect_draws_every_picture_and_writes_coco_form(here: Path, trained: Path, capsys) -> None:
@@ -118,6 +122,23 @@ def test_detect_draws_every_picture_and_writes_coco_form(here: Path, trained: Pa
         assert picture.size == (700, 500)
 
 
+def test_detect_shows_what_an_ensemble_finds(here: Path, trained: Path) -> None:
+    """Suppression leaves boxes as they are, all those of one model or the other; fusion moves them."""
+    picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(picture).save("p.png")
+
+    def found(names: str, *options: str) -> set[tuple[float, ...]]:
+        weights = [word for name in names for word in ("--weights", str(trained / f"{name}.pt"))]
+        assert detect(["p.png", *weights, *options, "--threshold", "0", "--output", "found"]) == 0
+        document = json.loads((here / "found" / "detections.json").read_text())
+        return {(entry["category_id"], *entry["bbox"]) for entry in document["annotations"]}
+
+    one, other, suppressed, fused = found("a"), found("b"), found("ab", "--fuse", "nms"), found("ab")
+    assert suppressed <= one | other
+    assert suppressed
+    assert fused - one - other
+
+
 @pytest.mark.parametrize(
     ("command", "arguments", "message"),
     [
@@ -129,6 +150,8 @@ def test_detect_draws_every_picture_and_writes_coco_form(here: Path, trained: Pa
         (eval_final, ["--weights", "a.pt", "--nms", "hardest"], "invalid choice: 'hardest'"),
         (eval_final, ["--weights", "a.pt", "--output", "noise.pt"], "cannot be a folder"),
         (eval_final, [], "arguments are required: --weights"),
+        (eval_final, ["--weights", "a.pt", "--fuse", "nms"], "--fuse: merges the boxes of several models"),
+        (detect, ["p.png", "--weights", "a.pt", "--fuse", "nms"], "--fuse: merges the boxes of several models"),
         (detect, ["absent.jpg", "--weights", "a.pt"], "absent.jpg: no such file or folder"),
         (detect, ["empty", "--weights", "a.pt"], "empty: holds no pictures"),
         (detect, ["noise.pt", "--weights", "a.pt"], "none of the files is a picture"),
