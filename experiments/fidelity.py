@@ -1,11 +1,12 @@
 """Does the proxy rank graphs as full training does? python -m experiments.fidelity --folder runs/fidelity --jobs 2
 
 Sixteen graphs of `shapes` (the published one, hand-made ones, two that throw information away, neighbours of the
-published one, random ones) are trained in full: the whole detector from scratch on the training split, judged on the
-validation split. Proxies judge the same graphs. Printed for each proxy: its cost (CPU seconds a trial), the noise (what
-a seed does to one graph and not to all), the spread between graphs, and Kendall's tau of its single-seed rewards with
-the reference, over all graphs and among the third that the reference holds for best; intervals (90 %) by bootstrap
-over graphs.
+published one, random ones) are trained in full: the whole detector on the training split, judged on the validation
+split; once from scratch, and once from a backbone that was trained before, as final trainings start (not the one whose
+maps the proxies have, but others, one a seed). Proxies judge the same graphs. Printed for each reference and proxy: its
+cost (CPU seconds a trial), the noise (what a seed does to one graph and not to all), the spread between graphs, and
+Kendall's tau of its single-seed rewards with the reference, over all graphs and among the third that the reference
+holds for best; intervals (90 %) by bootstrap over graphs.
 
 The noise of the reference caps tau. ceiling: the tau that a proxy without noise or bias would reach, as estimated from
 how well the reference's seeds agree with each other. Pearson's correlation, which ranks among equals do not spoil, is
@@ -36,7 +37,14 @@ from detector.coco import CocoData, load_split
 from detector.command import write_json
 from detector.config_files import load_config
 from detector.evaluate import ap_and_ap50
-from experiments.full_training import CPU, LEARNING_RATE, WARMUP_STEPS, full_training
+from experiments.full_training import (
+    CPU,
+    FROM_BACKBONE,
+    LEARNING_RATE,
+    WARMUP_STEPS,
+    full_training,
+    trained_backbone,
+)
 from experiments.full_training import NAME as FULL_TRAINING
 from experiments.runs import Run, Runs
 from nas.config import PROXY_VERSION, Config
@@ -46,6 +54,7 @@ from nas.proxy import EVALUATION_BATCH, FrozenProxy, FullProxy, load_proxy
 from nas.space import load_prior, space_around
 
 RESAMPLES = 500
+REFERENCES = {"scratch": FULL_TRAINING, "backbone": FROM_BACKBONE}
 KEPT = Path(__file__).with_suffix(".json")
 
 
@@ -150,6 +159,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000, help="of full training, 16 images each")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of full training")
     parser.add_argument("--proxy-seeds", type=int, nargs="+", default=[10, 11, 12])
+    parser.add_argument("--references", nargs="+", choices=REFERENCES, default=list(REFERENCES), help="where it starts")
     parser.add_argument("--proxies", nargs="+", default=["frozen", "full"], help="protocols to measure")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--plot", type=Path, metavar="PNG")
@@ -175,23 +185,31 @@ def main() -> None:
     if "frozen" in args.proxies:  # prepared once, before the jobs need it
         load_frozen(config, load_split(config.data, None, "train"))
     proxied = [Run(f"{p} of {name}", s) for s in args.proxy_seeds for p in args.proxies for name in names]
-    trained = [Run(f"{FULL_TRAINING} of {name}", seed) for seed in args.seeds for name in names]
+    references = [REFERENCES[name] for name in args.references]
+    if FROM_BACKBONE in references:
+        for seed in args.seeds:
+            trained_backbone(config, seed)
+    trained = [Run(f"{kind} of {name}", seed) for seed in args.seeds for kind in references for name in names]
     if args.keep:
         runs.keep([*proxied, *trained])
         if not all(runs.has(run) for run in [*proxied, *trained]):
             return
     runs.make([*proxied, *trained], args.jobs)
-    reference = np.array([[runs.read(Run(f"{FULL_TRAINING} of {n}", s))["ap"] for s in args.seeds] for n in names])
+    trainings = {
+        kind: np.array([[runs.read(Run(f"{kind} of {n}", s))["ap"] for s in args.seeds] for n in names])
+        for kind in references
+    }
     measured = {
         protocol: [[runs.read(Run(f"{protocol} of {n}", s)) for s in args.proxy_seeds] for n in names]
         for protocol in args.proxies
     }
-    report(names, reference, measured, args.steps)
-    if args.keep:
+    for kind, reference in trainings.items():
+        report(kind, names, reference, measured, args.steps)
+    if args.keep and FROM_BACKBONE in trainings:
         of_default = judged(measured)[str(default_proxy(config)) + ", AP"].rewards
-        write_json(KEPT.with_name(FILE), fidelity_of(of_default, reference)._asdict())
+        write_json(KEPT.with_name(FILE), fidelity_of(of_default, trainings[FROM_BACKBONE])._asdict())
     if args.plot is not None:
-        plot(reference, measured, args.plot)
+        plot(trainings, measured, args.plot)
 
 
 def default_proxy(config: Config) -> Proxied:
@@ -219,6 +237,8 @@ def make_run(run: Run, steps: int) -> dict[str, Any]:
     config = load_config("shapes", Config)
     if kind == FULL_TRAINING:
         return full_training(config, graph, run.seed, steps)
+    if kind == FROM_BACKBONE:
+        return full_training(config, graph, run.seed, steps, backbone=trained_backbone(config, run.seed))
     data = load_split(config.data, None, "train")
     measure = frozen_metrics if kind == "frozen" else full_metrics
     return {str(p): measure(_with_trial(config, p), data, graph, run.seed) for p in PROXIES if p.protocol == kind}
@@ -340,6 +360,7 @@ def interval(statistic: Callable[[NDArray[np.int64]], float], count: int) -> tup
 
 
 def report(
+    kind: str,
     names: Sequence[str],
     reference: NDArray[np.float64],
     measured: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
@@ -348,7 +369,7 @@ def report(
     means = reference.mean(axis=1)
     noise, spread = noise_and_spread(reference)
     low, high = interval(lambda chosen: ceiling(reference[chosen]), len(names))
-    print(f"full training: {steps} steps of 16 images from scratch, {reference.shape[1]} seeds, AP on `val`")
+    print(f"\n{kind}: {steps} steps of 16 images, {reference.shape[1]} seeds, AP on `val`")
     print(f"noise {noise:.4f}, spread {spread:.4f}, ceiling of tau {ceiling(reference):.2f} ({low:.2f} to {high:.2f})")
     third = best_third(means)
     print(f"ceiling among the best {len(third)}: {ceiling(reference[third]):.2f}")
@@ -372,19 +393,21 @@ def tau_and_interval(rewards: NDArray[np.float64], reference: NDArray[np.float64
 
 
 def plot(
-    reference: NDArray[np.float64], measured: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], path: Path
+    references: Mapping[str, NDArray[np.float64]],
+    measured: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
+    path: Path,
 ) -> None:
-    """Rewards of each budget over AP of full training."""
+    """Rewards of each budget over AP of each kind of full training."""
     from matplotlib.figure import Figure
 
     shown = {name: found for name, found in judged(measured).items() if name.endswith(", AP")}
-    figure = Figure(figsize=(3 * len(shown), 3.2), layout="constrained")
-    for axes, (name, (rewards, seconds)) in zip(
-        figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True
-    ):
-        axes.errorbar(reference.mean(1), rewards.mean(1), rewards.std(1, ddof=1), fmt="o", ms=4, lw=1)
-        axes.set(title=f"{name.removesuffix(', AP')}\n{seconds:.1f} s", xlabel="AP of full training")
-    figure.axes[0].set_ylabel("AP of the proxy")
+    figure = Figure(figsize=(3 * len(shown), 3 * len(references)), layout="constrained")
+    rows = figure.subplots(len(references), len(shown), squeeze=False)
+    for row, (kind, reference) in zip(rows, references.items(), strict=True):
+        for axes, (name, (rewards, seconds)) in zip(row, shown.items(), strict=True):
+            axes.errorbar(reference.mean(1), rewards.mean(1), rewards.std(1, ddof=1), fmt="o", ms=4, lw=1)
+            axes.set(title=f"{name.removesuffix(', AP')}\n{seconds:.1f} s", xlabel=f"AP of {kind}")
+        row[0].set_ylabel("AP of the proxy")
     figure.savefig(path, dpi=130)
 
 

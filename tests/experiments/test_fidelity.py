@@ -1,12 +1,17 @@
+import itertools
+
 import numpy as np
 import pytest
+import torch
 from scipy.stats import kendalltau
 
 from detector.architecture import LEVELS
+from detector.coco import load_split
 from detector.config_files import load_config
-from experiments import fidelity
+from experiments import fidelity, full_training
 from experiments.runs import Run
 from nas.config import PROXY_VERSION, Config
+from nas.preparation import DETECTOR_FILE, features_folder
 
 
 def rewards(graphs: int, seeds: int, spread: float, noise: float) -> np.ndarray:
@@ -86,14 +91,40 @@ def test_runs_measure_and_are_reported(monkeypatch: pytest.MonkeyPatch, capsys, 
     measured = {p: [fidelity.make_run(Run(f"{p} of {n}", 1), 3) for n in names] for p in ("frozen", "full")}
     runs = {p: [[run, run] for run in of_graphs] for p, of_graphs in measured.items()}
     reference = rewards(4, 2, 0.05, 0.01)
-    fidelity.report(names, reference, runs, 3)
+    fidelity.report("full training", names, reference, runs, 3)
     out = capsys.readouterr().out
     assert "| frozen, 1 steps at 0.1, AP |" in out
     assert "| full, 2 steps at 0.003, AP |" in out
     rates = [[run[f"frozen, 1 steps at {rate}"]["-loss"] for run in measured["frozen"]] for rate in (0.001, 0.1)]
     assert all(gentle != hard for gentle, hard in zip(*rates, strict=True))
-    fidelity.plot(reference, runs, tmp_path / "f.png")
+    fidelity.plot({"full training": reference}, runs, tmp_path / "f.png")
     assert (tmp_path / "f.png").stat().st_size > 5000
+
+
+def test_a_reference_from_a_backbone_starts_from_one_of_another_preparation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trained in the detector that proxies share with other seeds, and all its weights are taken."""
+    config = load_config("smoke", Config)
+    monkeypatch.setattr(fidelity, "load_config", lambda name, model: config)
+    started = []
+
+    def no_training(model, *_rest: object) -> None:
+        started.append({name: weight.clone() for name, weight in model.backbone.state_dict().items()})
+
+    with monkeypatch.context() as patched:
+        patched.setattr(full_training, "train", no_training)
+        for seed in (0, 1):
+            fidelity.make_run(Run("full training from a backbone of top-down", seed), 3)
+        fidelity.make_run(Run("full training of top-down", 0), 3)
+    data = load_split(config.data, None, "train")
+    own = fidelity.load_frozen(config, data)
+    of_proxy = torch.load(features_folder(own.folder) / DETECTOR_FILE, weights_only=True)
+    backbones = [*started, {name: of_proxy[f"backbone.{name}"] for name in started[0]}]
+    for one, other in itertools.combinations(backbones, 2):
+        assert not any(torch.equal(one[name], other[name]) for name in one if name.endswith("conv1.0.weight"))
+    others = [full_training.trained_backbone(config, seed) for seed in (0, 1)]
+    for given, used in zip(others, started[:2], strict=True):
+        assert given.keys() == used.keys()
+        assert all(torch.equal(weight, used[name]) for name, weight in given.items())
 
 
 def test_what_is_said_of_the_default_proxy() -> None:
