@@ -99,8 +99,10 @@ def _read_yaml(name: str) -> Mapping[str, Any]:
             raise UserError(f"config {name}: has {len(text)} characters, that is no configuration")
         content = yaml.load(text, _EveryKeyOnce)  # a loader that knows plain values only, as safe_load
     except OSError as error:
+        near = difflib.get_close_matches(name, presets(), n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise UserError(
-            f"config {name}: cannot be read ({error.strerror}); give a file or one of: {', '.join(presets())}"
+            f"config {name}: cannot be read ({error.strerror}); give a file or one of: {', '.join(presets())}{hint}"
         ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"config {name}: is not valid YAML ({' '.join(str(error).split())})") from error

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -11,11 +10,11 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from detector.cluster_address import check_address
 from detector.command import TERMINATED, exit_on_sigterm
 from detector.errors import UserError
 
 NAMESPACE = "nas"
-CONNECT_TIMEOUT_S = 10.0
 NO_GPU = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"  # without a GPU of its own a process sees none
 
 
@@ -58,24 +57,11 @@ def _where(address: str | None, cores: int, packages: Sequence[str]) -> dict[str
     if address is None:
         most = max(os.cpu_count() or 1, cores)
         return {"address": "local", "num_cpus": most, "include_dashboard": True, "dashboard_host": "127.0.0.1"}
-    if address.startswith("ray://"):
-        raise UserError(f"--address {address}: give the cluster's own address (host:6379 or auto), run there")
-    _check_address(address)
+    check_address(address)
     # Machines of the cluster need what we depend on, not us: they run the code of this process, whatever they have.
     folders = [location for name in packages for location in getattr(find_spec(name), "submodule_search_locations", [])]
     shipped = {"py_modules": folders, "env_vars": {NO_GPU: "1"}}  # their Ray runs already, with its own environment
     return {"address": address, "runtime_env": shipped}
-
-
-def _check_address(address: str) -> None:
-    """Ray tries an address where nothing listens for a quarter of an hour. Raises UserError at once."""
-    host, _, port = address.rpartition(":")
-    if not (host and port.isdecimal()):
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
-    except (OSError, OverflowError) as error:
-        raise UserError(f"--address {address}: no Ray cluster can be joined there ({error})") from error
 
 
 def here() -> NodeAffinitySchedulingStrategy:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from detector.architecture import Architecture
+from detector.cluster_address import check_address
 from detector.coco import CocoData, load_split
 from detector.command import FAILED, INTERRUPTED, keep_ray_to_itself
 from detector.config_files import as_yaml, load_config
@@ -80,7 +81,9 @@ class Checked(NamedTuple):
 def _run(asked: Checked) -> int | None:
     """Prepare what trials share, start Ray, and search; the exit code of a run that was ended before its time."""
     args, screen, proxied = asked.args, asked.screen, (asked.config, asked.data, asked.prior)
-    if args.address is None and args.gpus_per_trial:
+    if args.address is not None:
+        check_address(args.address)
+    elif args.gpus_per_trial:
         _check_gpus(args.gpus_per_trial)
     with screen.progress as progress, _scalars(args.tensorboard, args.study) as scalars:
         if not is_prepared(*proxied):

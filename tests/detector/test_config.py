@@ -67,8 +67,11 @@ def test_mistakes_are_one_line_that_names_the_key(tmp_path: Path, text: str, mes
 def test_unknown_configurations_name_the_presets() -> None:
     with pytest.raises(
         UserError, match=r"config shapez: cannot be read .* one of: bccd, benchmark, coco, objects365, shapes, smoke"
-    ):
+    ) as error:
         load_config("shapez", Config)
+    assert str(error.value).endswith("(did you mean 'shapes'?)")
+    with pytest.raises(UserError, match=r"shapes, smoke$"):
+        load_config("my.yaml", Config)
 
 
 @pytest.mark.parametrize("name", presets())

@@ -157,6 +157,12 @@ def test_an_address_where_no_cluster_is_is_refused_at_once(address: str) -> None
         pass
 
 
+def test_an_address_where_no_cluster_is_is_refused_before_the_preparation(here: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("nas.proxy.prepare_proxy", lambda *_given: pytest.fail("it prepares"))
+    command = ["--config", "smoke", "--set", "proxy.seed=99", "--address", "127.0.0.1:1"]
+    assert "--address 127.0.0.1:1: no Ray cluster can be joined there" in refused(capsys, search(command))
+
+
 def test_a_search_refused_while_it_prepares_leaves_nothing(here: Path, capsys) -> None:
     """The mistake mended, the same study name must be free for the mended configuration."""
     text = (Path(__file__).parents[2] / "experiments" / "smoke.yaml").read_text()
