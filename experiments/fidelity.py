@@ -37,6 +37,7 @@ from detector.coco import CocoData, load_split
 from detector.command import write_json
 from detector.config_files import load_config
 from detector.evaluate import ap_and_ap50
+from detector.train import Training
 from experiments.full_training import (
     CPU,
     FROM_BACKBONE,
@@ -54,6 +55,7 @@ from nas.proxy import EVALUATION_BATCH, FrozenProxy, FullProxy, load_proxy
 from nas.space import load_prior, space_around
 
 RESAMPLES = 500
+AVERAGED_PARTS = 5  # the moving average of weights spans a fifth of a trial
 REFERENCES = {"scratch": FULL_TRAINING, "backbone": FROM_BACKBONE}
 KEPT = Path(__file__).with_suffix(".json")
 
@@ -257,13 +259,20 @@ def load_frozen(config: Config, data: CocoData) -> FrozenProxy:
 
 
 def frozen_metrics(config: Config, data: CocoData, graph: Architecture, seed: int) -> dict[str, float]:
-    """A trial's AP, AP50 and loss."""
-    proxy = load_frozen(config, data)
+    """A trial's AP, AP50 and loss; of more than a few steps, also AP with the moving average of its weights."""
+    proxy, trial = load_frozen(config, data), config.proxy.trial
+    decay = 1 - AVERAGED_PARTS / trial.steps if trial.steps > AVERAGED_PARTS else None
     start = time.process_time()
-    heads = proxy.trained(graph, seed)
-    ap, ap50 = ap_and_ap50(proxy.reward, proxy.detections(heads))
+    training = Training(proxy.initial(graph, seed), trial, CPU, average_decay=decay)
+    training.run(proxy.batches(trial, seed))
+    proxy.fit_norms(training.model, seed)
+    ap, ap50 = ap_and_ap50(proxy.reward, proxy.detections(training.model))
     seconds = time.process_time() - start
-    return {"AP": ap, "AP50": ap50, "-loss": -reward_loss(heads, proxy.reward_cache), "seconds": seconds}
+    metrics = {"AP": ap, "AP50": ap50, "-loss": -reward_loss(training.model, proxy.reward_cache)}
+    if decay is not None:
+        proxy.fit_norms(training.result, seed)
+        metrics["AP averaged"], _ = ap_and_ap50(proxy.reward, proxy.detections(training.result))
+    return metrics | {"seconds": seconds}
 
 
 def full_metrics(config: Config, data: CocoData, graph: Architecture, seed: int) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """The proxy: an architecture and a seed to a reward."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +17,16 @@ from detector.targets import Detections
 from detector.train import train
 from nas.config import Config, TrialConfig
 from nas.pool import estimate_statistics, reset_statistics
-from nas.preparation import FeatureCache, OnProgress, canvas_loader, divide, features_folder, load_heads, prepare
+from nas.preparation import (
+    FeatureBatch,
+    FeatureCache,
+    OnProgress,
+    canvas_loader,
+    divide,
+    features_folder,
+    load_heads,
+    prepare,
+)
 from nas.tabular import Tabular, load_tabular
 
 EVALUATION_BATCH = 50
@@ -59,17 +69,29 @@ class FrozenProxy:
 
     def trained(self, architecture: Architecture, seed: int, steps: int | None = None) -> DetectionHeads:
         """The pyramid and heads of one trial."""
+        heads, trial = self.initial(architecture, seed), trial_of(self.config, steps)
+        train(heads, self.batches(trial, seed), trial, self.device)
+        self.fit_norms(heads, seed)
+        return heads
+
+    def initial(self, architecture: Architecture, seed: int) -> DetectionHeads:
+        """As a trial begins; sets every random state."""
         torch.manual_seed(seed)
         torch.set_num_threads(self.config.proxy.threads)
         heads = load_heads(self.folder, self.config, self.reward.num_classes, architecture.canonical(), self.device)
         heads = heads.to(memory_format=torch.channels_last)
         reset_statistics(heads.pyramid)
-        trial = trial_of(self.config, steps)
-        train(heads, self.trial_cache.shuffled(trial.batch_size, trial.steps, seed), trial, self.device)
+        return heads
+
+    def batches(self, trial: TrialConfig, seed: int) -> Iterator[FeatureBatch]:
+        """What it is trained on."""
+        return self.trial_cache.shuffled(trial.batch_size, trial.steps, seed)
+
+    def fit_norms(self, heads: DetectionHeads, seed: int) -> None:
+        """Estimate the pyramid's statistics, under weights that will not change any more."""
         if self.config.proxy.norm_batches:
             batches = self.trial_cache.shuffled(EVALUATION_BATCH, self.config.proxy.norm_batches, seed)
             estimate_statistics(heads.pyramid, batches)
-        return heads
 
     def detections(self, heads: DetectionHeads) -> list[Detections]:
         """What trained heads find in the images of the reward part."""

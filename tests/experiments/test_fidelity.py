@@ -83,7 +83,7 @@ def test_runs_measure_and_are_reported(monkeypatch: pytest.MonkeyPatch, capsys, 
     monkeypatch.setattr(
         fidelity,
         "PROXIES",
-        (fidelity.Proxied("frozen", 1, 0.001), fidelity.Proxied("frozen", 1, 0.1), fidelity.Proxied("full", 2, 0.003)),
+        (fidelity.Proxied("frozen", 1, 0.001), fidelity.Proxied("frozen", 8, 0.1), fidelity.Proxied("full", 2, 0.003)),
     )
     names = list(fidelity.graphs())[:4]
     full = fidelity.make_run(Run("full training of top-down", 0), 3)
@@ -93,10 +93,18 @@ def test_runs_measure_and_are_reported(monkeypatch: pytest.MonkeyPatch, capsys, 
     reference = rewards(4, 2, 0.05, 0.01)
     fidelity.report("full training", names, reference, runs, 3)
     out = capsys.readouterr().out
-    assert "| frozen, 1 steps at 0.1, AP |" in out
+    assert "| frozen, 8 steps at 0.1, AP averaged |" in out
     assert "| full, 2 steps at 0.003, AP |" in out
-    rates = [[run[f"frozen, 1 steps at {rate}"]["-loss"] for run in measured["frozen"]] for rate in (0.001, 0.1)]
-    assert all(gentle != hard for gentle, hard in zip(*rates, strict=True))
+    gentle, hard = ([run[str(proxied)] for run in measured["frozen"]] for proxied in fidelity.PROXIES[:2])
+    assert all(a["-loss"] != b["-loss"] for a, b in zip(gentle, hard, strict=True))
+    assert any(b["AP averaged"] != b["AP"] for b in hard)
+    config = load_config("smoke", Config)
+    trial = config.proxy.trial.model_copy(update={"steps": 8, "learning_rate": 0.1})
+    proxy = fidelity.load_frozen(
+        config.model_copy(update={"proxy": config.proxy.model_copy(update={"trial": trial})}),
+        load_split(config.data, None, "train"),
+    )
+    assert proxy.evaluate(fidelity.graphs()[names[1]], 1) == hard[1]["AP"]  # what a search would have been told
     fidelity.plot({"full training": reference}, runs, tmp_path / "f.png")
     assert (tmp_path / "f.png").stat().st_size > 5000
 
