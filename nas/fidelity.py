@@ -12,8 +12,8 @@ FILE = "proxy_fidelity.json"
 
 
 class Fidelity(NamedTuple):
-    """Of one configuration's rewards, one a graph, with the mean of full trainings: Kendall's tau with a 90 % interval,
-    and the tau that a reference as noisy as this one leaves to a perfect proxy.
+    """Of one configuration's rewards, one a graph, with the mean of full trainings from a trained backbone: Kendall's
+    tau with a 90 % interval, and the tau that a reference as noisy as this one leaves to a perfect proxy.
     """
 
     preset: str
@@ -28,8 +28,8 @@ class Fidelity(NamedTuple):
     def __str__(self) -> str:
         return (
             f"Kendall's tau {self.tau:.2f} ({self.low:.2f} to {self.high:.2f}; 1 would be the same order, 0 none) on "
-            f"{self.graphs} pyramids, {self.trainings} full trainings each; so noisy a reference leaves "
-            f"{self.ceiling:.2f} to a perfect proxy"
+            f"{self.graphs} pyramids, {self.trainings} full trainings each from a trained backbone; so noisy a reference "
+            f"leaves {self.ceiling:.2f} to a perfect proxy"
         )
 
 
