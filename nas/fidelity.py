@@ -28,8 +28,8 @@ class Fidelity(NamedTuple):
     def __str__(self) -> str:
         return (
             f"Kendall's tau {self.tau:.2f} ({self.low:.2f} to {self.high:.2f}; 1 would be the same order, 0 none) on "
-            f"{self.graphs} pyramids, {self.trainings} full trainings each from a trained backbone; so noisy a reference "
-            f"leaves {self.ceiling:.2f} to a perfect proxy"
+            f"{self.graphs} pyramids, {self.trainings} full trainings each from a trained backbone; so noisy a "
+            f"reference leaves {self.ceiling:.2f} to a perfect proxy"
         )
 
 
