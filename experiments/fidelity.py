@@ -184,18 +184,14 @@ def main() -> None:
         return
     names = list(graphs())
     config = load_config("shapes", Config)
-    if "frozen" in args.proxies:  # prepared once, before the jobs need it
-        load_frozen(config, load_split(config.data, None, "train"))
     proxied = [Run(f"{p} of {name}", s) for s in args.proxy_seeds for p in args.proxies for name in names]
     references = [REFERENCES[name] for name in args.references]
-    if FROM_BACKBONE in references:
-        for seed in args.seeds:
-            trained_backbone(config, seed)
     trained = [Run(f"{kind} of {name}", seed) for seed in args.seeds for kind in references for name in names]
     if args.keep:
         runs.keep([*proxied, *trained])
         if not all(runs.has(run) for run in [*proxied, *trained]):
             return
+    prepare_for(config, [run for run in [*proxied, *trained] if not runs.has(run)])
     runs.make([*proxied, *trained], args.jobs)
     trainings = {
         kind: np.array([[runs.read(Run(f"{kind} of {n}", s))["ap"] for s in args.seeds] for n in names])
@@ -212,6 +208,14 @@ def main() -> None:
         write_json(KEPT.with_name(FILE), fidelity_of(of_default, trainings[FROM_BACKBONE])._asdict())
     if args.plot is not None:
         plot(trainings, measured, args.plot)
+
+
+def prepare_for(config: Config, missing: Sequence[Run]) -> None:
+    """Once, before several jobs need it."""
+    if any(run.name.startswith("frozen of ") for run in missing):
+        load_frozen(config, load_split(config.data, None, "train"))
+    for seed in sorted({run.seed for run in missing if run.name.startswith(f"{FROM_BACKBONE} of ")}):
+        trained_backbone(config, seed)
 
 
 def default_proxy(config: Config) -> Proxied:

@@ -135,6 +135,17 @@ def test_a_reference_from_a_backbone_starts_from_one_of_another_preparation(monk
         assert all(torch.equal(weight, used[name]) for name, weight in given.items())
 
 
+def test_what_is_kept_is_printed_without_any_preparation(tmp_path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(fidelity, "RESAMPLES", 20)
+    for needless in ("load_frozen", "trained_backbone"):
+        monkeypatch.setattr(fidelity, needless, lambda *_given: pytest.fail("it prepares"))
+    monkeypatch.setattr("sys.argv", ["fidelity", "--folder", str(tmp_path)])
+    fidelity.main()
+    out = capsys.readouterr().out
+    assert out.count("| published | ") == 2
+    assert f"| {fidelity.default_proxy(load_config('shapes', Config))}, AP |" in out
+
+
 def test_what_is_said_of_the_default_proxy() -> None:
     """It is one of those that are measured, and a perfect one agrees with its reference."""
     assert str(fidelity.default_proxy(load_config("shapes", Config))) in [str(proxied) for proxied in fidelity.PROXIES]
