@@ -19,6 +19,7 @@ from detector.sampling import draws_of
 from detector.train import train
 from nas.config import Config
 from nas.preparation import DETECTOR_FILE, features_folder, prepare
+from nas.prepared import other_preparation
 from nas.space import load_prior
 
 CPU = torch.device("cpu")
@@ -75,8 +76,7 @@ def trained_backbone(config: Config, seed: int) -> dict[str, Tensor]:
     It is of another preparation (proxy.seed) than the one that judges graphs, so that what agrees with the proxy is not
     an opinion of one set of maps. Prepared at the first call on this machine.
     """
-    other = config.proxy.model_copy(update={"seed": config.proxy.seed + 1 + seed})
-    changed, data = config.model_copy(update={"proxy": other}), load_split(config.data, None, "train")
-    folder = prepare(changed, data, load_prior(config.search.prior), CPU, lambda what, step, steps: None)
+    data, prior = load_split(config.data, None, "train"), load_prior(config.search.prior)
+    folder = prepare(other_preparation(config, 1 + seed), data, prior, CPU, lambda what, step, steps: None)
     state = torch.load(features_folder(folder) / DETECTOR_FILE, weights_only=True)
     return {name.removeprefix(BACKBONE): weight for name, weight in state.items() if name.startswith(BACKBONE)}

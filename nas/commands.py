@@ -123,6 +123,13 @@ def _search_parser() -> Parser:
     parser.add_argument(
         "--confirm", type=count(0), metavar="N", help="runs of the best graphs with new seeds; default: episodes / 6"
     )
+    parser.add_argument(
+        "--confirm-preparations",
+        type=count(0),
+        default=0,
+        metavar="N",
+        help="other preparations of the proxy that judge the best graphs, too; each takes as long as the first",
+    )
     parser.add_argument("--seed", type=count(0, MAX_SEED), default=0, metavar="N", help="of the study")
     parser.add_argument(
         "--workers", type=count(1), metavar="N", help="trials at a time; default: what fits on GPUs or cores"

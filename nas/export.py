@@ -59,7 +59,7 @@ def _export(args: argparse.Namespace) -> int:
     if args.picture is not None:
         _, episode, graph = chosen[-1] if args.pareto else chosen[0]  # a front ends with its best
         verdict = confirmed.get(episode.architecture_hash)
-        figure = f"mean {verdict.mean:.4f} of {verdict.runs} new runs" if verdict else _reward(episode)
+        figure = f"mean {verdict.mean:.4f} of {verdict.by}" if verdict else _reward(episode)
         draw(graph, args.picture, _prior_of(study), f"{study.name}, episode {episode.number}: {figure}")
         print(f"{args.picture}: episode {episode.number} as a picture")
     return 0

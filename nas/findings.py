@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from detector.architecture import PRIORS, Architecture
-from nas.results import Verdict, by_reward, judged, pareto_front, prior_episode
+from nas.results import CONFIRMING, Verdict, by_reward, judged, pareto_front, prior_episode
 from nas.store import Episode, Evaluation, PolicyFigures, Purpose, State, Store, Study
 
 RECENT = 50  # episodes of a running mean
@@ -111,8 +111,8 @@ class Findings:
 
     @cached_property
     def verdicts(self) -> dict[str, Verdict]:
-        """What new seeds say, the winner first."""
-        confirming = [trial for trial in self.trials if trial.measurement.purpose == Purpose.CONFIRM]
+        """What new seeds or other preparations say, the winner first."""
+        confirming = [trial for trial in self.trials if trial.measurement.purpose in CONFIRMING]
         return judged(confirming, self.prior and self.prior.architecture_hash)
 
     @cached_property
@@ -154,7 +154,7 @@ class Findings:
     @cached_property
     def effort_of_search(self) -> Effort:
         """Without confirming runs."""
-        return _effort([trial for trial in self.trials if trial.measurement.purpose != Purpose.CONFIRM])
+        return _effort([trial for trial in self.trials if trial.measurement.purpose not in CONFIRMING])
 
     @cached_property
     def learned(self) -> Learned | None:

@@ -47,6 +47,12 @@ def shared_by_trials(config: Config, data: CocoData, prior: Architecture | None)
     return Shared(f"{folder}/features", f"{folder}/pool-{_digest(graphs)}")
 
 
+def other_preparation(config: Config, number: int) -> Config:
+    """As it is, but prepared with another seed: number is 1, 2, ..."""
+    proxy = config.proxy.model_copy(update={"seed": config.proxy.seed + number})
+    return config.model_copy(update={"proxy": proxy})
+
+
 def delivered(config: Config, data: CocoData, prior: Architecture | None) -> Sequence[str]:
     """The folders that were trained, and so must be the same on all machines."""
     return shared_by_trials(config, data, prior) if config.proxy.protocol == "frozen" else ()

@@ -136,8 +136,8 @@ def _picture(findings: Findings, episode: Episode) -> Picture:
     figures = [f"reward {episode.reward:.4f} in one run"]
     if verdict is not None:
         spread = "" if verdict.spread is None else f" ± {verdict.spread:.4f} (standard deviation)"
-        runs = f"{verdict.runs} new run{'s' if verdict.runs > 1 else ''} of {verdict.steps} steps"
-        figures.insert(0, f"{summary.measure(findings)} {verdict.mean:.4f}{spread}, {runs}")
+        by = f"{verdict.by} ({verdict.steps} steps)"
+        figures.insert(0, f"{summary.measure(findings)} {verdict.mean:.4f}{spread}, {by}")
         if verdict.beats_prior is not None:
             figures.append(f"better than the start with probability {verdict.beats_prior:.2f}")
         if verdict.latency_ms is not None:
@@ -172,7 +172,7 @@ def _row(findings: Findings) -> dict[str, str]:
         "episodes": f"{findings.settled:,}",
         "highest reward": f"{findings.ranked[0].reward:.4f}" if findings.ranked else "none",
         "mean of the last": f"{learned.last:.4f} ({learned.episodes})" if learned else "too few",
-        "confirmed winner": f"{verdict.mean:.4f} ({verdict.runs} runs)" if verdict else "none",
+        "confirmed winner": f"{verdict.mean:.4f} ({verdict.by})" if verdict else "none",
         "episodes an hour": _an_hour(findings),
     }
 

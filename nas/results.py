@@ -10,6 +10,9 @@ from scipy.special import stdtr
 
 from nas.store import Episode, Evaluation, Purpose, State, Store
 
+CONFIRMING = (Purpose.CONFIRM, Purpose.PREPARATION)
+LEAST_PREPARATIONS = 2
+
 
 def by_reward(episodes: Sequence[Episode]) -> list[Episode]:
     """The first episode of every rewarded graph, best first."""
@@ -41,10 +44,11 @@ def pareto_front(ranked: Sequence[Episode], evaluations: Mapping[int, Evaluation
 
 
 class Verdict(NamedTuple):
-    """What new seeds say of one graph. mean and spread (standard deviation; None of one run) are of AP times the cost
-    factor, like rewards, less what a seed does to all graphs alike; steps: of training in each run. beats_prior:
-    probability that its true mean is above the prior's; None for the prior itself, and where that cannot be said.
-    latency_ms: of its pyramid, one image, on a worker while others trained.
+    """What new seeds say of one graph, or other preparations of the proxy. mean and spread (standard deviation; None of
+    one run) are of AP times the cost factor, like rewards, less what a seed does to all graphs alike; steps: of
+    training in each run. beats_prior: probability that its true mean is above the prior's; None for the prior itself,
+    and where that cannot be said. latency_ms: of its pyramid, one image, on a worker while others trained.
+    preparations: by so many other ones it was judged, once each; 0: by that of the search.
     """
 
     architecture_hash: str
@@ -54,11 +58,20 @@ class Verdict(NamedTuple):
     steps: int
     beats_prior: float | None
     latency_ms: float | None
+    preparations: int = 0
+
+    @property
+    def by(self) -> str:
+        """What judged it."""
+        if self.preparations:
+            return f"{self.preparations} other preparations of the proxy"
+        return "one run with a new seed" if self.runs == 1 else f"{self.runs} runs with new seeds"
 
     def __str__(self) -> str:
         spread = "" if self.spread is None else f" (standard deviation {self.spread:.4f})"
         against = "" if self.beats_prior is None else f", better than the prior with probability {self.beats_prior:.2f}"
-        return f"mean {self.mean:.4f} of {self.runs} runs of {self.steps} steps{spread}{against}"
+        runs = f"{self.preparations} other preparations, a run" if self.preparations else f"{self.runs} runs"
+        return f"mean {self.mean:.4f} of {runs} of {self.steps} steps{spread}{against}"
 
 
 class Spread(NamedTuple):
@@ -71,21 +84,29 @@ class Spread(NamedTuple):
 def verdicts(store: Store, study_id: int, prior: Episode | None) -> dict[str, Verdict]:
     """Every confirmed graph by hash, the winner first: its mean, less one standard error, is the highest. So of two
     equal means the one with more runs behind it comes first. A graph with a failed run has no verdict."""
-    return judged(store.evaluations(study_id, Purpose.CONFIRM), prior and prior.architecture_hash)
+    found = [evaluation for purpose in CONFIRMING for evaluation in store.evaluations(study_id, purpose)]
+    return judged(found, prior and prior.architecture_hash)
 
 
 def judged(evaluations: Sequence[Evaluation], prior_hash: str | None) -> dict[str, Verdict]:
-    """verdicts() of given evaluations."""
+    """verdicts() of given evaluations, whose purpose is one of CONFIRMING.
+
+    Other preparations of the proxy say what counts, as soon as there are two to tell their noise from; the search was
+    optimised for its own, which is then left aside.
+    """
     failed = {evaluation.architecture_hash for evaluation in evaluations if evaluation.state == State.FAILED}
+    others = {e.measurement.seed for e in evaluations if _is_by_other(e) and e.reward is not None}
+    by_others = len(others) >= LEAST_PREPARATIONS
     rewards: dict[str, dict[int, float]] = {}
     latencies: dict[str, float] = {}
     steps: dict[str, int] = {}
     for evaluation in evaluations:
-        if evaluation.reward is not None and evaluation.architecture_hash not in failed:
-            rewards.setdefault(evaluation.architecture_hash, {})[evaluation.measurement.seed] = evaluation.reward
+        if evaluation.latency_ms is not None:
+            latencies[evaluation.architecture_hash] = evaluation.latency_ms
+        is_sound = evaluation.reward is not None and evaluation.architecture_hash not in failed
+        if is_sound and _is_by_other(evaluation) == by_others:
+            rewards.setdefault(evaluation.architecture_hash, {})[evaluation.measurement.seed] = evaluation.reward or 0.0
             steps[evaluation.architecture_hash] = evaluation.measurement.budget
-            if evaluation.latency_ms is not None:
-                latencies[evaluation.architecture_hash] = evaluation.latency_ms
     samples, spread = without_seeds(rewards)
     beats = {}
     if spread is not None and prior_hash is not None and prior_hash in samples:
@@ -94,11 +115,16 @@ def judged(evaluations: Sequence[Evaluation], prior_hash: str | None) -> dict[st
     for graph_hash, sample in samples.items():
         deviation = statistics.stdev(sample) if len(sample) > 1 else None
         mean, latency = statistics.fmean(sample), latencies.get(graph_hash)
-        beats_prior = beats.get(graph_hash)
-        found.append(Verdict(graph_hash, mean, deviation, len(sample), steps[graph_hash], beats_prior, latency))
+        count, beats_prior = len(sample), beats.get(graph_hash)
+        preparations = count if by_others else 0
+        found.append(Verdict(graph_hash, mean, deviation, count, steps[graph_hash], beats_prior, latency, preparations))
     noise = spread.deviation if spread is not None else 0.0
     found.sort(key=lambda verdict: noise / verdict.runs**0.5 - verdict.mean)
     return {verdict.architecture_hash: verdict for verdict in found}
+
+
+def _is_by_other(evaluation: Evaluation) -> bool:
+    return evaluation.measurement.purpose == Purpose.PREPARATION
 
 
 def _beating(samples: Mapping[str, Sequence[float]], prior_hash: str, spread: Spread) -> dict[str, float]:

@@ -21,8 +21,9 @@ from nas.budget import Budget
 from nas.config import PROXY_VERSION, Config
 from nas.confirm import RUNS_A_CANDIDATE, Confirmation
 from nas.lock import study_lock
-from nas.prepared import is_prepared
-from nas.results import by_reward, prior_episode, verdicts
+from nas.other_preparation import OtherPreparation
+from nas.prepared import is_prepared, other_preparation
+from nas.results import LEAST_PREPARATIONS, by_reward, prior_episode, verdicts
 from nas.screen import Screen
 from nas.space import load_prior, space_around
 from nas.store import State, Store, Study, flags_of, sqlite_path
@@ -43,6 +44,7 @@ def search(args: argparse.Namespace) -> int:
 def _search(args: argparse.Namespace) -> int:
     _check_confirm(args.confirm)
     config = _resolve(args)
+    _check_preparations(args, config)
     if args.print_config:
         print(as_yaml(config), end="")
         return 0
@@ -62,7 +64,7 @@ def _search(args: argparse.Namespace) -> int:
         if ended is not None:
             return ended
         store = Store(args.database, read_only=True)
-        _say_found(args, store, store.find_study(args.study)[0], screen.say)
+        _say_found(args, store, screen.say)
         return 0
 
 
@@ -156,6 +158,22 @@ def _check_confirm(runs: int | None) -> None:
         raise UserError(f"--confirm: {runs} given, must be {RUNS_A_CANDIDATE} or more, or 0 for none")
 
 
+def _check_preparations(args: argparse.Namespace, config: Config) -> None:
+    """Raises UserError for so few that their noise could not be told, and where they could say nothing."""
+    count = args.confirm_preparations
+    if not count:
+        return
+    if count < LEAST_PREPARATIONS:
+        raise UserError(f"--confirm-preparations: {count} given, must be {LEAST_PREPARATIONS} or more, or 0 for none")
+    if config.proxy.protocol != "frozen":
+        raise UserError(
+            f"--confirm-preparations: with proxy.protocol {config.proxy.protocol} trials share nothing that was "
+            "trained; leave it out"
+        )
+    if args.confirm == 0:
+        raise UserError("--confirm-preparations: --confirm 0 leaves no graphs for them; leave one of the two out")
+
+
 def _check_rung(config: Config, episodes: int) -> None:
     """Batches are halved as a whole, and a first training must be shorter than the second. Raises UserError."""
     search, steps = config.search, config.proxy.trial.steps
@@ -184,13 +202,17 @@ def _is_finished(args: argparse.Namespace, study: Study, budget: Budget, config:
         learned, _ = store.policy_figures(study_id)
         if not is_stopped and learned < len(episodes) // config.search.batch:
             return False  # killed after the last reward, and before the policy had learned from it
-        if is_stopped or not confirmation(args, store, study_id, budget, config).is_finished:
+        confirming = confirmation(args, store, study_id, budget, config)
+        if is_stopped or not confirming.is_finished:
+            return False
+        others = other_preparations(args, store, study_id, budget, config, confirming)
+        if not all(other.is_finished for other in others):
             return False
         screen.say(
             f"study {args.study!r} has {len(episodes)} of {args.episodes} episodes: nothing to do; "
             f"--episodes {2 * len(episodes)} extends it, --study NAME starts anew"
         )
-        _say_found(args, store, study_id, screen.say)
+        _say_found(args, store, screen.say)
         return True
 
 
@@ -212,6 +234,26 @@ def confirmation(
     )
 
 
+def other_preparations(
+    args: argparse.Namespace,
+    store: Store,
+    study_id: int,
+    budget: Budget,
+    config: Config,
+    confirming: Confirmation,
+    *,
+    shares_gpu: bool = False,
+) -> list[OtherPreparation]:
+    """What is to judge the graphs of a confirmation that has ended; of preparation 1, 2, ..."""
+    if args.confirm_preparations == 0:
+        return []
+    steps, arms = config.proxy.confirm_steps or config.proxy.trial.steps, confirming.sound
+    seeds = [other_preparation(config, number).proxy.seed for number in range(1, args.confirm_preparations + 1)]
+    return [
+        OtherPreparation(store, study_id, budget, arms, seed=seed, steps=steps, shares_gpu=shares_gpu) for seed in seeds
+    ]
+
+
 def _resolve(args: argparse.Namespace) -> Config:
     config = load_config(args.config, Config, args.set)
     keys = ("algorithm", "prior", "max_gflops", "max_params")
@@ -229,7 +271,8 @@ def _identity(config: Config, prior: Architecture | None) -> dict[str, object]:
     return sections | {"search": search, "proxy version": version}
 
 
-def _say_found(args: argparse.Namespace, store: Store, study_id: int, say: Callable[[str], None]) -> None:
+def _say_found(args: argparse.Namespace, store: Store, say: Callable[[str], None]) -> None:
+    study_id, study = store.find_study(args.study)
     episodes = store.episodes(study_id)
     ranked, prior = by_reward(episodes), prior_episode(episodes)
     failed = sum(episode.state == State.FAILED for episode in episodes)
@@ -245,14 +288,18 @@ def _say_found(args: argparse.Namespace, store: Store, study_id: int, say: Calla
     again = f"nas-export --best{flags_of(args.database, args.study)}"
     if confirmed:
         winner = next(iter(confirmed.values()))
+        judges = "by other preparations" if winner.preparations else "with new seeds"
+        is_of_one = not winner.preparations and study.config["proxy"]["protocol"] == "frozen"
         number = next(e.number for e in ranked if e.architecture_hash == winner.architecture_hash)
         if prior is not None and number == prior.number:
-            say(f"with new seeds none is better than the prior: {winner}")
+            say(f"{judges} none is better than the prior: {winner}")
             again = f"--episodes {2 * len(episodes)} searches on; {again} would write the prior itself"
         else:
-            say(f"winner with new seeds: episode {number}, {winner}")
+            say(f"winner {judges}: episode {number}, {winner}")
             if prior is not None and prior.architecture_hash in confirmed:
                 say(f"the prior, the same: {confirmed[prior.architecture_hash]}")
+            if is_of_one:
+                say("that is what one preparation of the proxy says; --confirm-preparations 3 asks three others")
     elif args.confirm is None and len(episodes) < EPISODES_A_RUN * RUNS_A_CANDIDATE:
         say(
             f"not confirmed: that takes {RUNS_A_CANDIDATE} runs with new seeds for each graph, which is what "

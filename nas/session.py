@@ -6,14 +6,17 @@ from functools import partial
 from detector.progress import Progress
 from nas.algorithms import make_controller
 from nas.cluster import Cluster, Delivery
+from nas.config import Config
 from nas.confirm import Confirmation
 from nas.control import Controlled
 from nas.metrics import SearchMetrics
-from nas.prepared import delivered
+from nas.other_preparation import OtherPreparation
+from nas.prepared import delivered, other_preparation
+from nas.proxy import choose_device, prepare_proxy
 from nas.remote_controller import RemoteController
 from nas.scalars import Scalars
 from nas.search import run
-from nas.service import Checked, confirmation
+from nas.service import Checked, confirmation, other_preparations
 from nas.space import space_around
 from nas.store import Action, Episode, Store
 from nas.study import Schedule
@@ -33,11 +36,10 @@ def run_study(asked: Checked, cluster: Cluster, scalars: Scalars | None) -> tupl
 def _search_and_confirm(
     asked: Checked, cluster: Cluster, scalars: Scalars | None, controller: RemoteController, store: Store
 ) -> tuple[Action | None, str | None]:
-    args, config, prior, budget, data, study, screen = asked
-    source = ProxySource.of(config, args.data and args.data.absolute(), prior, data.hash)
+    args, config, prior, budget, _, study, screen = asked
     study_id = store.open_study(study)
     store.set_target(study_id, args.episodes)
-    delivery = Delivery.of(delivered(config, data, prior)) if cluster.address is not None else None
+    source, delivery = _shared(asked, config, cluster)
     shown: list[SearchMetrics | Scalars] = [SearchMetrics(args.study)]
     shown += [] if scalars is None else [scalars]
     schedule = Schedule(
@@ -66,16 +68,47 @@ def _search_and_confirm(
     plan = Controlled(schedule, store, study_id)
     plan.listen()  # to what was asked before
     run(plan, source, cluster, on_episodes, delivery)
-    stopped = plan.stopped
-    if stopped is None and plan.ending is None:
-        shares_gpu = cluster.shares_gpu
-        confirming = confirmation(args, store, study_id, budget, config, shares_gpu=shares_gpu)
-        report = partial(_report_confirmation, screen.progress, confirming)
-        report([])
-        plan = Controlled(confirming, store, study_id)
-        run(plan, source, cluster, report, delivery)
-        stopped = plan.stopped
-    return plan.ending, stopped
+    if plan.stopped is None and plan.ending is None:
+        plan = _confirm(asked, cluster, store, study_id, source, delivery)
+    return plan.ending, plan.stopped
+
+
+def _confirm(
+    asked: Checked, cluster: Cluster, store: Store, study_id: int, source: ProxySource, delivery: Delivery | None
+) -> Controlled:
+    """Judge the best graphs again: with new seeds, and by other preparations of the proxy, if that was asked for. The
+    plan that came last, or ended before its time.
+    """
+    args, config, prior, budget, data, _, screen = asked
+    confirming = confirmation(args, store, study_id, budget, config, shares_gpu=cluster.shares_gpu)
+    plan = Controlled(confirming, store, study_id)
+    report = partial(_report_confirmation, screen.progress, confirming)
+    report([])
+    run(plan, source, cluster, report, delivery)
+    others = other_preparations(args, store, study_id, budget, config, confirming, shares_gpu=cluster.shares_gpu)
+    for number, other in enumerate(others, 1):
+        if plan.stopped is not None or plan.ending is not None:
+            break
+        if not other.is_finished:
+            changed = other_preparation(config, number)
+            prepare_proxy(changed, data, prior, choose_device(), screen.progress)
+            plan = Controlled(other, store, study_id)
+            report = partial(_report_preparation, screen.progress, f"{number} of {len(others)}", other)
+            report([])
+            source, delivery = _shared(asked, changed, cluster)
+            run(plan, source, cluster, report, delivery)
+    return plan
+
+
+def _shared(asked: Checked, config: Config, cluster: Cluster) -> tuple[ProxySource, Delivery | None]:
+    """How workers come by what was prepared, and machines without it."""
+    args, _, prior, _, data, _, _ = asked
+    source = ProxySource.of(config, args.data and args.data.absolute(), prior, data.hash)
+    return source, Delivery.of(delivered(config, data, prior)) if cluster.address is not None else None
+
+
+def _report_preparation(progress: Progress, which: str, other: OtherPreparation, _ended: list[Episode]) -> None:
+    progress(f"judging the best graphs by other preparation {which}", other.settled, other.total)
 
 
 def _report_confirmation(progress: Progress, confirmation: Confirmation, _ended: list[Episode]) -> None:

@@ -216,6 +216,7 @@ class Purpose(StrEnum):
     SEARCH = "search"  # the reward of an episode
     RUNG = "rung"  # a shorter training, which says whether an episode is worth that
     CONFIRM = "confirm"  # a new seed for one of the best graphs
+    PREPARATION = "preparation"  # another preparation of the proxy, for one of the best graphs; the seed is its own
 
 
 class Measurement(NamedTuple):

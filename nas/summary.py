@@ -10,6 +10,7 @@ from nas.results import Verdict
 from nas.store import Episode, State
 
 SURE, LIKELY = 0.95, 0.8
+PREPARATIONS = 3  # other ones that are proposed to judge the best by
 RUNS = 12  # that are proposed to confirm a search: two graphs and the prior
 ERRORS = 3.0  # standard errors from which on a difference of means is more than luck
 START = "the pyramid that the search started from"
@@ -65,6 +66,10 @@ def following(findings: Findings, flags: Flags, *, has_baseline: bool = False) -
         steps.append((command, "judges the best again with new seeds: until then it may just be lucky"))
     elif _is_prior_best(findings):
         steps.append((f"nas-search{flags.config} --episodes {2 * findings.target}{here}", "searches on"))
+    elif findings.verdicts and _is_of_one_preparation(findings):
+        command = f"nas-search{flags.config} --episodes {findings.target} --confirm-preparations {PREPARATIONS}{here}"
+        what = "asks three other preparations of the proxy: what one holds for better by a little, another may not"
+        steps.append((command, what))
     if findings.ranked:
         what = START if _is_prior_best(findings) else "the best pyramid"
         steps.append((f"nas-export --best{here}", f"writes {what} to best.json"))
@@ -74,6 +79,12 @@ def following(findings: Findings, flags: Flags, *, has_baseline: bool = False) -
         command = f"nas-search{flags.config} --episodes {findings.target} --algorithm random --study random"
         steps.append((command + flags.database, "searches without learning: what a search must beat"))
     return steps
+
+
+def _is_of_one_preparation(findings: Findings) -> bool:
+    """Whether others could say something else of the best than that of the search."""
+    is_frozen = findings.study.config["proxy"]["protocol"] == "frozen"
+    return is_frozen and not any(verdict.preparations for verdict in findings.verdicts.values())
 
 
 def _is_prior_best(findings: Findings) -> bool:
@@ -101,8 +112,8 @@ def _done(findings: Findings) -> str:
 def _reached(findings: Findings, episode: Episode, verdict: Verdict | None) -> str:
     if verdict is None:
         return f"a reward ({measure(findings)}) of {episode.reward:.4f} in one run"
-    runs = "in one run with a new seed" if verdict.runs == 1 else f"the mean of {verdict.runs} runs with new seeds"
-    return f"{measure(findings)} {verdict.mean:.4f}, {runs}"
+    mean = "from" if verdict.runs == 1 else "the mean of"
+    return f"{measure(findings)} {verdict.mean:.4f}, {mean} {verdict.by}"
 
 
 def _against(findings: Findings, verdict: Verdict | None) -> str:
@@ -140,19 +151,24 @@ def _certainty(findings: Findings) -> str:
     if prior is not None and best.architecture_hash == prior.architecture_hash:
         return _prior_stays(findings, verdict)
     if prior is not None and verdict.beats_prior is None:
-        return f"It is still to be judged beside {START}, with seeds that the search had not used."
+        return f"It is still to be judged beside {START}, by {_anew(verdict)}."
     if verdict.beats_prior is None:
         return (
-            f"It is the best of {len(findings.verdicts)} that were judged anew, with seeds that the search had not "
-            "used: nearly what it is worth, and still a little flattered, as the best of several is."
+            f"It is the best of {len(findings.verdicts)} that were judged anew, by {_anew(verdict)}: nearly what it is "
+            "worth, and still a little flattered, as the best of several is."
         )
-    return f"{_sure(verdict.beats_prior)} (probability {verdict.beats_prior:.2f}, from runs with new seeds)."
+    return f"{_sure(verdict.beats_prior)} (probability {verdict.beats_prior:.2f}, from {verdict.by})."
+
+
+def _anew(verdict: Verdict) -> str:
+    """What judges a graph again."""
+    return "other preparations of the proxy" if verdict.preparations else "runs with seeds that the search had not used"
 
 
 def _prior_stays(findings: Findings, prior: Verdict) -> str:
     """When none of the found ones comes before it."""
     others = [v for v in findings.verdicts.values() if v.architecture_hash != prior.architecture_hash]
-    judged = f"{len(findings.verdicts)} pyramids were judged anew, with seeds that the search had not used."
+    judged = f"{len(findings.verdicts)} pyramids were judged anew, by {_anew(prior)}."
     best = max(others, key=lambda v: v.mean, default=None)
     if best is None or best.beats_prior is None:
         return judged
@@ -189,12 +205,14 @@ def _learned(findings: Findings) -> list[str]:
 def _beside(findings: Findings, baseline: Findings) -> str | None:
     """Whether learning was worth anything, by what new seeds say of both winners."""
     ours, theirs = (next(iter(study.verdicts.values()), None) for study in (findings, baseline))
-    if ours is None or theirs is None or ours.steps != theirs.steps or ours.spread is None or theirs.spread is None:
+    if ours is None or theirs is None or ours.spread is None or theirs.spread is None:
+        return None
+    if (ours.steps, ours.preparations) != (theirs.steps, theirs.preparations):
         return None
     error = (ours.spread**2 / ours.runs + theirs.spread**2 / theirs.runs) ** 0.5
     gain = ours.mean - theirs.mean
     name = f"the search without learning ({baseline.study.name}, {baseline.settled:,} episodes)"
-    figures = f"its winner has {theirs.mean:.4f} with new seeds, this one {ours.mean:.4f}"
+    figures = f"judged anew its winner has {theirs.mean:.4f}, this one {ours.mean:.4f}"
     if gain > ERRORS * error:
         return f"It has beaten {name}: {figures}."
     if gain < -ERRORS * error:

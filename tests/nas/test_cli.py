@@ -35,6 +35,9 @@ from tests.nas.fakes import BUDGET, SEARCH, SPACE, refused, run, schedule
         (["--seed", "9223372036854775808"], "must be 9223372036854775807 at most"),
         (["--episodes", "0"], "--episodes: 0 given, must be a whole number of 1 or more"),
         (["--workers", "x"], "--workers: x given"),
+        (["--confirm-preparations", "1"], "--confirm-preparations: 1 given, must be 2 or more, or 0 for none"),
+        (["--confirm-preparations", "3", "--confirm", "0"], "--confirm 0 leaves no graphs for them"),
+        (["--confirm-preparations", "3", "--config", "benchmark"], "with proxy.protocol tabular trials share nothing"),
         (["--gpus-per-trial", "1.5"], "--gpus-per-trial: 1.5 given"),
         (["--algorithm", "magic"], "invalid choice: 'magic'"),
         (["--config", "smoke", "--tensorboard", "/proc/x"], "--tensorboard: /proc/x/default cannot be written"),
@@ -96,27 +99,28 @@ def test_a_finished_study_says_what_to_do(here: Path, capsys, monkeypatch) -> No
 )
 def test_what_new_seeds_say_is_said(here: Path, capsys, better: bool, message: str) -> None:
     store = Store("nas.db")
-    store.open_study(Study("default", {}, 0, "data"))
+    store.open_study(Study("default", {"proxy": {"protocol": "frozen"}}, 0, "data"))
     run(schedule_of(store), workers=2)
     episodes = store.episodes(1)
     plan = Confirmation(store, 1, BUDGET, by_reward(episodes), prior_episode(episodes), runs=12, seed=0, steps=3)
     while (job := plan.next()) is not None:
         ap = 0.5 + 0.001 * (job.measurement.seed % 2) - 0.0005 if job.episode == 0 else 0.2 + 0.6 * better
         plan.finish(job.evaluation_id, Outcome(ap))
-    _say_found(argparse.Namespace(database="nas.db", study="default", confirm=None), store, 1, print)
+    _say_found(argparse.Namespace(database="nas.db", study="default", confirm=None), store, print)
     shown = capsys.readouterr().out
     assert message in shown
     assert ("the prior, the same: mean" in shown) == better
     assert ("next: --episodes 24 searches on" in shown) == (not better)
+    assert ("--confirm-preparations 3 asks three others" in shown) == better
 
 
 @pytest.mark.parametrize(("confirm", "is_said"), [(None, True), (0, False)])
 def test_what_too_short_a_search_lacks_is_said(here: Path, capsys, confirm: int | None, is_said: bool) -> None:
     """Unless nobody wanted it."""
     store = Store("nas.db")
-    store.open_study(Study("default", {}, 0, "data"))
+    store.open_study(Study("default", {"proxy": {"protocol": "frozen"}}, 0, "data"))
     run(schedule_of(store), workers=2)
-    _say_found(argparse.Namespace(database="nas.db", study="default", confirm=confirm), store, 1, print)
+    _say_found(argparse.Namespace(database="nas.db", study="default", confirm=confirm), store, print)
     assert ("which is what 36 episodes bring; --confirm 6 does it now" in capsys.readouterr().out) == is_said
 
 
@@ -197,7 +201,9 @@ def test_a_study_is_not_finished_before_the_policy_has_learned_from_its_last_bat
     store = Store("nas.db")
     study = Study("default", {"search": SEARCH.model_dump(mode="json")}, 0, "data")
     run(schedule(store, 12), workers=2)
-    args = argparse.Namespace(database="nas.db", study="default", episodes=12, confirm=0, seed=0)
+    args = argparse.Namespace(
+        database="nas.db", study="default", episodes=12, confirm=0, seed=0, confirm_preparations=0
+    )
     assert _is_finished(args, study, BUDGET, config, Screen())
     with contextlib.closing(sqlite3.connect("nas.db")) as connection, connection:
         connection.execute("DELETE FROM policy WHERE version = 3")

@@ -54,9 +54,10 @@ def made(
     confirmed: Sequence[Sequence[float]] = (),
     of: Study | None = None,
     versions: int = 0,
+    purpose: Purpose = Purpose.CONFIRM,
 ) -> Findings:
     """A search of these rewards (None: failed), two trials at a time of 4 s each, the prior first. Of its first
-    episodes `confirmed` has the rewards of new runs.
+    episodes `confirmed` has the rewards of new runs, whose purpose is given.
     """
     trials, episodes = [], []
     for number, reward in enumerate(rewards):
@@ -68,7 +69,7 @@ def made(
         log_prob = None if number == 0 else -1.0
         episodes.append(Episode(number, _hash(number), number, (0,) * 28, log_prob, 0, state, cause, reward))
     for number, runs in enumerate(confirmed):
-        trials += [_trial(10**6 + len(trials), number, Purpose.CONFIRM, seed, value) for seed, value in enumerate(runs)]
+        trials += [_trial(10**6 + len(trials), number, purpose, seed, value) for seed, value in enumerate(runs)]
     stream = random.Random(0)
     options = [SPACE.sizes[kind] for kind in SPACE.kinds]
     figures = [
@@ -136,7 +137,7 @@ def test_what_is_not_confirmed_is_said_to_be_luck() -> None:
 def test_only_figures_of_one_kind_stand_side_by_side() -> None:
     """The winner is confirmed already, the prior not yet: its single reward is another kind of figure."""
     findings = made([0.3, 0.4], confirmed=[[], [0.35]])
-    assert "AP 0.3500, in one run with a new seed." in words(summary.found(findings))
+    assert "AP 0.3500, from one run with a new seed." in words(summary.found(findings))
     assert "It is still to be judged beside the pyramid that the search started from" in words(summary.trust(findings))
 
 
@@ -425,6 +426,19 @@ def test_when_nothing_found_is_better_that_is_what_is_said_and_advised() -> None
     assert steps["nas-search --episodes 6"] == "searches on"
     assert steps["nas-export --best"] == "writes the pyramid that the search started from to best.json"
     assert next(reversed(steps)).startswith("nas-search --episodes 3 --algorithm random")
+
+
+def test_what_other_preparations_say_is_called_that() -> None:
+    confirmed = [[0.3, 0.301, 0.302], [0.40, 0.42, 0.41]]
+    flags = summary.Flags(" --database x.db", "", "")
+    asked = "nas-search --episodes 3 --confirm-preparations 3 --database x.db"
+    by_one = made([0.3, 0.4, 0.35], confirmed)
+    assert asked in dict(summary.following(by_one, flags))
+    by_others = made([0.3, 0.4, 0.35], confirmed, purpose=Purpose.PREPARATION)
+    assert "the mean of 3 other preparations of the proxy; the pyramid that" in words(summary.found(by_others))
+    assert "from 3 other preparations of the proxy)" in words(summary.trust(by_others))
+    assert asked not in dict(summary.following(by_others, flags))
+    assert "has beaten" not in words(summary.trust(by_one, [by_others]))  # two kinds of figures
 
 
 def test_what_is_not_confirmed_is_to_be_confirmed_first() -> None:
