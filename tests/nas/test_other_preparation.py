@@ -94,6 +94,7 @@ def test_a_graph_that_fails_has_no_verdict_and_the_lost_is_tried_again(store: St
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_the_service_asks_other_preparations_after_the_search(tmp_path: Path) -> None:
     """Later, of a search that has ended; each reward is that of the preparation whose seed it bears."""
     asked = "--episodes", "8", "--workers", "2", "--confirm", "6"
