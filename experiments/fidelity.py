@@ -5,12 +5,13 @@ published one, random ones) are trained in full: the whole detector on the train
 split; once from scratch, and once from a backbone that was trained before, as final trainings start (not the one whose
 maps the proxies have, but others, one a seed). Proxies judge the same graphs. Printed for each reference and proxy: its
 cost (CPU seconds a trial), the noise (what a seed does to one graph and not to all), the spread between graphs, and
-Kendall's tau of its single-seed rewards with the reference, over all graphs and among the third that the reference
-holds for best; intervals (90 %) by bootstrap over graphs.
+Kendall's tau of its single-seed rewards with the reference, over all graphs, over the pairs of graphs that the
+reference tells apart, and among the third that it holds for best; intervals (90 %) by bootstrap over graphs.
 
-The noise of the reference caps tau. ceiling: the tau that a proxy without noise or bias would reach, as estimated from
-how well the reference's seeds agree with each other. Pearson's correlation, which ranks among equals do not spoil, is
-printed beside tau.
+The noise of the reference caps tau, since it puts graphs that are equal in some order. Two graphs are told apart if
+their difference, seed by seed, would be that large in one of twenty cases by chance (paired t-test). ceiling: the tau
+that a proxy without noise or bias would reach, as estimated from how well the reference's seeds agree with each other.
+Pearson's correlation, which ranks among equals do not spoil, is printed beside tau.
 
 Restartable: each run is one file in --folder. --jobs runs several at a time. Runs that are kept with the code, in
 experiments/fidelity.json, are not made again; --keep adds those of --folder, and once all are there writes what they
@@ -28,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import kendalltau
+from scipy.stats import kendalltau, ttest_1samp
 
 from controller.decisions import mutate, uniform
 from detector.architecture import PRIORS, Architecture, MergeCell, Op
@@ -56,7 +57,17 @@ from nas.space import load_prior, space_around
 
 RESAMPLES = 500
 AVERAGED_PARTS = 5  # the moving average of weights spans a fifth of a trial
-REFERENCES = {"scratch": FULL_TRAINING, "backbone": FROM_BACKBONE}
+SIGNIFICANCE = 0.05  # of a difference between two graphs that a reference tells apart
+
+
+class Reference(NamedTuple):
+    """A kind of full training, and how many of each graph there are by default."""
+
+    kind: str
+    seeds: int
+
+
+REFERENCES = {"scratch": Reference(FULL_TRAINING, 3), "backbone": Reference(FROM_BACKBONE, 3)}
 KEPT = Path(__file__).with_suffix(".json")
 
 
@@ -159,7 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/fidelity"))
     parser.add_argument("--steps", type=int, default=2000, help="of full training, 16 images each")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of full training")
+    parser.add_argument("--seeds", type=int, nargs="+", help="of full training; default: those that are kept")
     parser.add_argument("--proxy-seeds", type=int, nargs="+", default=[10, 11, 12])
     parser.add_argument("--references", nargs="+", choices=REFERENCES, default=list(REFERENCES), help="where it starts")
     parser.add_argument("--proxies", nargs="+", default=["frozen", "full"], help="protocols to measure")
@@ -168,7 +179,7 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help=f"add the runs that were made to {KEPT.name}, make none")
     parser.add_argument("--only", nargs=2, metavar=("RUN", "SEED"), help="one run, in this process")
     args = parser.parse_args()
-    if min(len(args.seeds), len(args.proxy_seeds)) < 2:
+    if min(len(seeds) for seeds in (args.seeds, args.proxy_seeds) if seeds) < 2:
         parser.error("give two seeds at least: from one, noise cannot be told")
     runs = Runs(
         args.folder,
@@ -185,8 +196,10 @@ def main() -> None:
     names = list(graphs())
     config = load_config("shapes", Config)
     proxied = [Run(f"{p} of {name}", s) for s in args.proxy_seeds for p in args.proxies for name in names]
-    references = [REFERENCES[name] for name in args.references]
-    trained = [Run(f"{kind} of {name}", seed) for seed in args.seeds for kind in references for name in names]
+    seeds_of = {
+        kind: args.seeds or list(range(seeds)) for kind, seeds in (REFERENCES[name] for name in args.references)
+    }
+    trained = [Run(f"{kind} of {name}", seed) for kind, seeds in seeds_of.items() for seed in seeds for name in names]
     if args.keep:
         runs.keep([*proxied, *trained])
         if not all(runs.has(run) for run in [*proxied, *trained]):
@@ -194,8 +207,8 @@ def main() -> None:
     prepare_for(config, [run for run in [*proxied, *trained] if not runs.has(run)])
     runs.make([*proxied, *trained], args.jobs)
     trainings = {
-        kind: np.array([[runs.read(Run(f"{kind} of {n}", s))["ap"] for s in args.seeds] for n in names])
-        for kind in references
+        kind: np.array([[runs.read(Run(f"{kind} of {n}", s))["ap"] for s in seeds] for n in names])
+        for kind, seeds in seeds_of.items()
     }
     measured = {
         protocol: [[runs.read(Run(f"{protocol} of {n}", s)) for s in args.proxy_seeds] for n in names]
@@ -229,7 +242,11 @@ def fidelity_of(rewards: NDArray[np.float64], reference: NDArray[np.float64]) ->
     means = reference.mean(axis=1)
     low, high = interval(lambda chosen: tau(rewards[chosen], means[chosen]), len(means))
     count, trainings = reference.shape
-    return Fidelity("shapes", PROXY_VERSION, count, trainings, tau(rewards, means), low, high, ceiling(reference))
+    apart = told_apart(reference)
+    pairs, right = int(np.triu(apart != 0).sum()), (1 + tau_of_pairs(rewards, apart)) / 2
+    return Fidelity(
+        "shapes", PROXY_VERSION, count, trainings, tau(rewards, means), low, high, ceiling(reference), pairs, right
+    )
 
 
 def _arguments(args: argparse.Namespace) -> list[str]:
@@ -349,6 +366,26 @@ def tau(rewards: NDArray[np.float64], reference: NDArray[np.float64]) -> float:
     return statistics.fmean(0.0 if math.isnan(value) else value for value in taus)
 
 
+def told_apart(reference: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Which of two graphs is better by a reference (graphs, seeds): 1 if it is the first, -1 if the second, 0 if that
+    cannot be told (graphs, graphs).
+    """
+    differences = reference[:, None] - reference[None, :]
+    with np.errstate(invalid="ignore", divide="ignore"):  # of a graph with itself
+        chance = ttest_1samp(differences, 0.0, axis=2).pvalue
+    found: NDArray[np.float64] = np.where(chance < SIGNIFICANCE, np.sign(differences.mean(axis=2)), 0.0)
+    return found
+
+
+def tau_of_pairs(rewards: NDArray[np.float64], apart: NDArray[np.float64]) -> float:
+    """Kendall's tau of single-seed rewards (graphs, seeds) over pairs that are told apart (graphs, graphs): the share
+    of them that is in the right order, less that in the wrong one; the mean over seeds.
+    """
+    order = np.sign(rewards[:, None] - rewards[None, :])  # (graphs, graphs, seeds)
+    agreeing, pairs = float((order * apart[:, :, None]).sum()), float(np.abs(apart).sum())
+    return agreeing / (rewards.shape[1] * pairs) if pairs else 0.0
+
+
 def correlation(rewards: NDArray[np.float64], reference: NDArray[np.float64]) -> float:
     """Pearson's, of single-seed rewards (graphs, seeds) with a reference (graphs,): the mean over seeds."""
     values = [float(np.corrcoef(column, reference)[0, 1]) if column.std() > 0 else 0.0 for column in rewards.T]
@@ -384,25 +421,41 @@ def report(
     low, high = interval(lambda chosen: ceiling(reference[chosen]), len(names))
     print(f"\n{kind}: {steps} steps of 16 images, {reference.shape[1]} seeds, AP on `val`")
     print(f"noise {noise:.4f}, spread {spread:.4f}, ceiling of tau {ceiling(reference):.2f} ({low:.2f} to {high:.2f})")
-    third = best_third(means)
+    third, apart = best_third(means), told_apart(reference)
+    print(f"pairs that it tells apart: {int(np.triu(apart != 0).sum())} of {math.comb(len(names), 2)}")
     print(f"ceiling among the best {len(third)}: {ceiling(reference[third]):.2f}")
     print("\n| graph | full training | standard error |\n|---|---|---|")
     for index in np.argsort(-means):
         print(f"| {names[index]} | {means[index]:.4f} | {noise / reference.shape[1] ** 0.5:.4f} |")
-    print(f"\n| proxy | CPU s | noise | spread | correlation | tau | 90 % | tau of the best {len(third)} | 90 % |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    columns = ["proxy", "CPU s", "noise", "spread", "correlation", "tau", "90 %", "tau of pairs told apart", "90 %"]
+    columns += [f"tau of the best {len(third)}", "90 %"]
+    print(f"\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for name, (rewards, seconds) in judged(measured).items():
         noise, spread = noise_and_spread(rewards)
         cells = [name, f"{seconds:.1f}", f"{noise:.4f}", f"{spread:.4f}", f"{correlation(rewards, means):.3f}"]
-        for chosen in (np.arange(len(names)), third):
-            part, against = rewards[chosen], means[chosen]
-            cells += tau_and_interval(part, against)
+        cells += taus(rewards, reference)
         print("| " + " | ".join(cells) + " |")
 
 
-def tau_and_interval(rewards: NDArray[np.float64], reference: NDArray[np.float64]) -> list[str]:
-    low, high = interval(lambda chosen: tau(rewards[chosen], reference[chosen]), len(reference))
-    return [f"{tau(rewards, reference):.2f}", f"{low:.2f} to {high:.2f}"]
+def taus(rewards: NDArray[np.float64], reference: NDArray[np.float64]) -> list[str]:
+    """Of rewards (graphs, seeds) with a reference (graphs, seeds), each with its interval: of all graphs, of the pairs
+    that are told apart, and of the best third.
+    """
+    means, apart = reference.mean(axis=1), told_apart(reference)
+    every, third = np.arange(len(means)), best_third(means)
+
+    def of_graphs(chosen: NDArray[np.int64]) -> float:
+        return tau(rewards[chosen], means[chosen])
+
+    def of_pairs(chosen: NDArray[np.int64]) -> float:
+        return tau_of_pairs(rewards[chosen], apart[np.ix_(chosen, chosen)])
+
+    return [*_estimated(of_graphs, every), *_estimated(of_pairs, every), *_estimated(of_graphs, third)]
+
+
+def _estimated(statistic: Callable[[NDArray[np.int64]], float], graphs: NDArray[np.int64]) -> list[str]:
+    low, high = interval(lambda chosen: statistic(graphs[chosen]), len(graphs))
+    return [f"{statistic(graphs):.2f}", f"{low:.2f} to {high:.2f}"]
 
 
 def plot(

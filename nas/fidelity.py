@@ -13,7 +13,8 @@ FILE = "proxy_fidelity.json"
 
 class Fidelity(NamedTuple):
     """Of one configuration's rewards, one a graph, with the mean of full trainings from a trained backbone: Kendall's
-    tau with a 90 % interval, and the tau that a reference as noisy as this one leaves to a perfect proxy.
+    tau with a 90 % interval, the tau that a reference as noisy as this one leaves to a perfect proxy, how many pairs of
+    graphs it tells apart, and the share of them that the rewards order in the same way.
     """
 
     preset: str
@@ -24,12 +25,15 @@ class Fidelity(NamedTuple):
     low: float
     high: float
     ceiling: float
+    pairs: int
+    right: float
 
     def __str__(self) -> str:
         return (
             f"Kendall's tau {self.tau:.2f} ({self.low:.2f} to {self.high:.2f}; 1 would be the same order, 0 none) on "
             f"{self.graphs} pyramids, {self.trainings} full trainings each from a trained backbone; so noisy a "
-            f"reference leaves {self.ceiling:.2f} to a perfect proxy"
+            f"reference leaves {self.ceiling:.2f} to a perfect proxy. Of {self.pairs} pairs that these trainings tell "
+            f"apart rewards order {self.right:.0%} rightly"
         )
 
 

@@ -70,6 +70,29 @@ def test_tau_is_that_of_one_seed() -> None:
     assert fidelity.tau(np.ones((5, 1)), truth) == 0.0
 
 
+def test_graphs_are_told_apart_by_differences_larger_than_those_of_seeds() -> None:
+    """What a seed does to all graphs alike does not count; of equal graphs one pair in twenty is told apart."""
+    of_seeds = np.array([0.0, 0.2, -0.1, 0.05])
+    noise = 0.001 * np.array([[1, 0, -1, 1], [0, 1, 1, -1], [-1, 0, 1, 0]])
+    apart = fidelity.told_apart(np.array([[0.5], [0.4], [0.4005]]) + of_seeds + noise)
+    assert apart.tolist() == [[0, 1, 1], [-1, 0, 0], [-1, 0, 0]]
+    equal = fidelity.told_apart(np.random.default_rng(0).normal(0, 1, (200, 4)))
+    assert (equal != 0).mean() == pytest.approx(fidelity.SIGNIFICANCE, abs=0.01)
+
+
+def test_tau_of_pairs_counts_no_others() -> None:
+    apart = np.array([[0.0, 1, 1], [-1, 0, 0], [-1, 0, 0]])
+    right = np.array([0.3, 0.1, 0.2])
+    half = np.array([0.15, 0.1, 0.2])
+    assert fidelity.tau_of_pairs(right[:, None], apart) == 1.0
+    assert fidelity.tau_of_pairs(-right[:, None], apart) == -1.0
+    assert fidelity.tau_of_pairs(np.stack([right, half], axis=1), apart) == 0.5
+    truth = np.arange(6.0)
+    every = np.sign(truth[:, None] - truth[None, :])
+    drawn = np.random.default_rng(0).normal(0, 1, (6, 3))
+    assert fidelity.tau_of_pairs(drawn, every) == pytest.approx(fidelity.tau(drawn, truth))
+
+
 def test_the_interval_covers_the_truth() -> None:
     sample = np.random.default_rng(0).normal(0, 1, 40)
     low, high = fidelity.interval(lambda chosen: float(sample[chosen].mean()), 40)

@@ -451,9 +451,11 @@ def test_how_far_rewards_can_be_trusted_is_said_where_it_was_measured(tmp_path: 
     monkeypatch.setattr("nas.fidelity.preset_folder", lambda: tmp_path)
     assert measured(study()) is None
     content = {"preset": "smoke", "proxy_version": PROXY_VERSION, "graphs": 16, "trainings": 2}
-    content |= {"tau": 0.7, "low": 0.4, "high": 0.9, "ceiling": 0.8}
+    content |= {"tau": 0.7, "low": 0.4, "high": 0.9, "ceiling": 0.8, "pairs": 80, "right": 0.956}
     (tmp_path / "proxy_fidelity.json").write_text(json.dumps(content))
-    assert "Kendall's tau 0.70 (0.40 to 0.90" in words(summary.trust(made([0.3, 0.4])))
+    told = words(summary.trust(made([0.3, 0.4])))
+    assert "Kendall's tau 0.70 (0.40 to 0.90" in told
+    assert "Of 80 pairs that these trainings tell apart rewards order 96% rightly." in told
     other = study()
     other.config["proxy"]["trial"]["steps"] = 77
     assert measured(other) is None
