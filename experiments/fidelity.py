@@ -9,7 +9,8 @@ Kendall's tau of its single-seed rewards with the reference, over all graphs, ov
 reference tells apart, and among the third that it holds for best; intervals (90 %) by bootstrap over graphs.
 
 The noise of the reference caps tau, since it puts graphs that are equal in some order. Two graphs are told apart if
-their difference, seed by seed, would be that large in one of twenty cases by chance (paired t-test). ceiling: the tau
+their difference would be that large in one of twenty cases by chance (Fisher's least significant difference, with what
+a seed does to one graph and not to all as noise). ceiling: the tau
 that a proxy without noise or bias would reach, as estimated from how well the reference's seeds agree with each other.
 Pearson's correlation, which ranks among equals do not spoil, is printed beside tau.
 
@@ -29,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import kendalltau, ttest_1samp
+from scipy.stats import kendalltau, t
 
 from controller.decisions import mutate, uniform
 from detector.architecture import PRIORS, Architecture, MergeCell, Op
@@ -170,7 +171,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/fidelity"))
     parser.add_argument("--steps", type=int, default=2000, help="of full training, 16 images each")
-    parser.add_argument("--seeds", type=int, nargs="+", help="of full training; default: those that are kept")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", help="of full training; default: 3 from scratch, 4 from a backbone"
+    )
     parser.add_argument("--proxy-seeds", type=int, nargs="+", default=[10, 11, 12])
     parser.add_argument("--references", nargs="+", choices=REFERENCES, default=list(REFERENCES), help="where it starts")
     parser.add_argument("--proxies", nargs="+", default=["frozen", "full"], help="protocols to measure")
@@ -243,9 +246,24 @@ def fidelity_of(rewards: NDArray[np.float64], reference: NDArray[np.float64]) ->
     low, high = interval(lambda chosen: tau(rewards[chosen], means[chosen]), len(means))
     count, trainings = reference.shape
     apart = told_apart(reference)
-    pairs, right = int(np.triu(apart != 0).sum()), (1 + tau_of_pairs(rewards, apart)) / 2
+
+    def right(chosen: NDArray[np.int64]) -> float:
+        return (1 + tau_of_pairs(rewards[chosen], apart[np.ix_(chosen, chosen)])) / 2
+
+    right_low, right_high = interval(right, count)
     return Fidelity(
-        "shapes", PROXY_VERSION, count, trainings, tau(rewards, means), low, high, ceiling(reference), pairs, right
+        preset="shapes",
+        proxy_version=PROXY_VERSION,
+        graphs=count,
+        trainings=trainings,
+        tau=tau(rewards, means),
+        low=low,
+        high=high,
+        ceiling=ceiling(reference),
+        pairs=int(np.triu(apart != 0).sum()),
+        right=right(np.arange(count)),
+        right_low=right_low,
+        right_high=right_high,
     )
 
 
@@ -370,10 +388,12 @@ def told_apart(reference: NDArray[np.float64]) -> NDArray[np.float64]:
     """Which of two graphs is better by a reference (graphs, seeds): 1 if it is the first, -1 if the second, 0 if that
     cannot be told (graphs, graphs).
     """
-    differences = reference[:, None] - reference[None, :]
-    with np.errstate(invalid="ignore", divide="ignore"):  # of a graph with itself
-        chance = ttest_1samp(differences, 0.0, axis=2).pvalue
-    found: NDArray[np.float64] = np.where(chance < SIGNIFICANCE, np.sign(differences.mean(axis=2)), 0.0)
+    count, seeds = reference.shape
+    noise, _ = noise_and_spread(reference)
+    least = float(t.ppf(1 - SIGNIFICANCE / 2, (count - 1) * (seeds - 1))) * noise * (2 / seeds) ** 0.5
+    means = reference.mean(axis=1)
+    differences = means[:, None] - means[None, :]
+    found: NDArray[np.float64] = np.where(np.abs(differences) > least, np.sign(differences), 0.0)
     return found
 
 

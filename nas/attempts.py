@@ -4,6 +4,7 @@ from collections import Counter
 
 from nas.store import Cause, Outcome
 
+OF_THE_GRAPH = (Cause.NAN, Cause.INVALID)  # failures that would come again
 MAX_ATTEMPTS = 3  # of an evaluation whose worker dies
 MAX_FAILURES = 5  # evaluations that fail one after the other before a plan gives up
 FIRST_FAILURES = 3  # before anything has succeeded, and all of one cause: it is no graph's fault

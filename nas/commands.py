@@ -11,6 +11,7 @@ from detector.command import Parser, config_options, count, guarded
 from detector.presets import presets
 
 MAX_SEED = 2**63 - 1  # what databases keep in a column
+MOST_RUNS, MOST_PREPARATIONS = 10**6, 100  # that confirm
 
 
 def search(argv: Sequence[str] | None = None) -> int:
@@ -121,14 +122,17 @@ def _search_parser() -> Parser:
     )
     parser.add_argument("--max-params", type=count(1), metavar="N", help="refuse a search for larger pyramids")
     parser.add_argument(
-        "--confirm", type=count(0), metavar="N", help="runs of the best graphs with new seeds; default: episodes / 6"
+        "--confirm",
+        type=count(0, MOST_RUNS),
+        metavar="N",
+        help="runs of the best graphs with new seeds; default: episodes / 6",
     )
     parser.add_argument(
         "--confirm-preparations",
-        type=count(0),
+        type=count(0, MOST_PREPARATIONS),
         default=0,
         metavar="N",
-        help="other preparations of the proxy that judge the best graphs, too; each takes as long as the first",
+        help="other preparations of the proxy that judge what was confirmed; each takes the time and disk of the first",
     )
     parser.add_argument("--seed", type=count(0, MAX_SEED), default=0, metavar="N", help="of the study")
     parser.add_argument(

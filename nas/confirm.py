@@ -26,8 +26,6 @@ SEEDS = 2**63
 class Confirmation(Reruns):
     """Successive rejects: run k of every graph has the same seed, one that the search has not used."""
 
-    purpose = Purpose.CONFIRM
-
     def __init__(
         self,
         store: Store,
@@ -43,32 +41,21 @@ class Confirmation(Reruns):
     ) -> None:
         """candidates: owners of distinct graphs, best first; the prior may be one of them. runs: in all."""
         self.prior = prior
-        self.seed = seed
-        self.steps = steps
-        self.runs = runs
         chosen = [episode for episode in candidates if prior is None or episode.number != prior.number]
         chosen = chosen[: min(MOST_CANDIDATES, runs // RUNS_A_CANDIDATE)]
         arms = [*chosen, prior] if prior is not None and chosen else chosen
-        super().__init__(store, study_id, budget, arms, shares_gpu=shares_gpu)
+        measurements = [Measurement(Purpose.CONFIRM, (seed + 1 + run) % SEEDS, steps) for run in range(runs)]
+        super().__init__(store, study_id, budget, arms, measurements, shares_gpu=shares_gpu)
         self.left = list(self.arms)  # not left out yet
         self._phase = 1
-        self._settle()
+        self._end_phases()
 
     @property
     def total(self) -> int:
-        return self.runs
+        return len(self.measurements)
 
-    def finish(self, evaluation_id: int, outcome: Outcome) -> list[Episode]:
-        episodes = super().finish(evaluation_id, outcome)
-        self._settle()
-        return episodes
-
-    def _measurement(self, run: int) -> Measurement:
-        return Measurement(Purpose.CONFIRM, (self.seed + 1 + run) % SEEDS, self.steps)
-
-    def _run_of(self, measurement: Measurement) -> int | None:
-        run = (measurement.seed - self.seed - 1) % SEEDS
-        return run if run < self.runs and measurement == self._measurement(run) else None
+    def _is_timed(self, run: int) -> bool:
+        return run == 0
 
     def _runs_each(self) -> int:
         return runs_each(self._phase, len(self.arms), self.total)
@@ -80,7 +67,10 @@ class Confirmation(Reruns):
             wanted = ((graph_hash, run) for run in range(self._runs_each()) for graph_hash in sound)
             yield from (key for key in wanted if key not in self.rewards)
 
-    def _settle(self) -> None:
+    def _settle(self, outcome: Outcome) -> None:
+        self._end_phases()
+
+    def _end_phases(self) -> None:
         """End every phase that has all its runs: leave out what failed, or the worst.
 
         Only the phase's own runs count, so that a confirmation that is walked through again takes the same turns.
@@ -102,6 +92,10 @@ class Confirmation(Reruns):
                     return
             self.left = [graph_hash for graph_hash in self.left if graph_hash not in out]
             self._phase += len(out)
+
+    def _has_failed(self, graph_hash: str) -> bool:
+        """A graph that may fail is no winner."""
+        return any(reward is None for (of, _), reward in self.rewards.items() if of == graph_hash)
 
     def _of_phase(self, graph_hash: str) -> list[float]:
         """The rewards that the phase is decided by; none of a graph that failed."""

@@ -8,7 +8,7 @@ REFUSED = "refused: "  # how an answer begins that is a refusal
 
 
 class Controlled:
-    """A plan that can be paused and ended from outside. Used as the plan itself is."""
+    """A plan that can be paused and ended from outside, and the plans that follow it. Used as the plan itself is."""
 
     def __init__(self, plan: Plan, store: Store, study_id: int) -> None:
         self.plan = plan
@@ -17,6 +17,10 @@ class Controlled:
         self.is_paused = False
         self.ending: Action | None = None  # STOP or STOP_NOW, once asked for
         self._out = 0  # jobs that were handed out and have not ended
+
+    def turn_to(self, plan: Plan) -> None:
+        """Go on with another plan, once all trials of this one have ended; a pause goes on, too."""
+        self.plan = plan
 
     @property
     def stopped(self) -> str | None:

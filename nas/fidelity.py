@@ -14,7 +14,7 @@ FILE = "proxy_fidelity.json"
 class Fidelity(NamedTuple):
     """Of one configuration's rewards, one a graph, with the mean of full trainings from a trained backbone: Kendall's
     tau with a 90 % interval, the tau that a reference as noisy as this one leaves to a perfect proxy, how many pairs of
-    graphs it tells apart, and the share of them that the rewards order in the same way.
+    graphs it tells apart, and the share of them that the rewards order in the same way, with a 90 % interval.
     """
 
     preset: str
@@ -27,13 +27,20 @@ class Fidelity(NamedTuple):
     ceiling: float
     pairs: int
     right: float
+    right_low: float
+    right_high: float
+
+    @property
+    def all_pairs(self) -> int:
+        return self.graphs * (self.graphs - 1) // 2
 
     def __str__(self) -> str:
         return (
             f"Kendall's tau {self.tau:.2f} ({self.low:.2f} to {self.high:.2f}; 1 would be the same order, 0 none) on "
             f"{self.graphs} pyramids, {self.trainings} full trainings each from a trained backbone; so noisy a "
-            f"reference leaves {self.ceiling:.2f} to a perfect proxy. Of {self.pairs} pairs that these trainings tell "
-            f"apart rewards order {self.right:.0%} rightly"
+            f"reference leaves {self.ceiling:.2f} to a perfect proxy. Of the {self.pairs} pairs (of {self.all_pairs}) "
+            f"that these trainings tell apart, at a level of 5 %, rewards order {self.right:.0%} rightly "
+            f"({self.right_low:.0%} to {self.right_high:.0%})"
         )
 
 

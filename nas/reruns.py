@@ -4,12 +4,10 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from nas.attempts import Attempts
+from nas.attempts import OF_THE_GRAPH, Attempts
 from nas.budget import Budget
-from nas.store import Cause, Episode, Measurement, Outcome, Purpose, State, Store
+from nas.store import Episode, Measurement, Outcome, State, Store
 from nas.study import Job
-
-OF_THE_GRAPH = (Cause.NAN, Cause.INVALID)  # failures that would come again; others are tried again by the next search
 
 
 class Reruns(ABC):
@@ -18,15 +16,21 @@ class Reruns(ABC):
     The store remembers every run, so that a plan continues after an interruption.
     """
 
-    purpose: Purpose
-
     def __init__(
-        self, store: Store, study_id: int, budget: Budget, arms: Sequence[Episode], *, shares_gpu: bool = False
+        self,
+        store: Store,
+        study_id: int,
+        budget: Budget,
+        arms: Sequence[Episode],
+        measurements: Sequence[Measurement],
+        *,
+        shares_gpu: bool = False,
     ) -> None:
-        """arms: owners of distinct graphs."""
+        """arms: owners of distinct graphs. measurements: what run 0, 1, ... of each measures; all of one purpose."""
         self.store = store
         self.study_id = study_id
         self.budget = budget
+        self.measurements = measurements
         self.stopped: str | None = None
         self.arms = {episode.architecture_hash: episode for episode in arms}
         self._graphs = {graph_hash: store.architecture(graph_hash) for graph_hash in self.arms}
@@ -34,23 +38,18 @@ class Reruns(ABC):
         self._running: dict[int, tuple[str, int]] = {}
         self._again: deque[int] = deque()
         self._attempts = Attempts(shares_gpu=shares_gpu, has_succeeded=True)  # the search has
-        for evaluation in store.evaluations(study_id, self.purpose):
-            run = self._run_of(evaluation.measurement)
-            is_settled = evaluation.state == State.DONE or evaluation.cause in OF_THE_GRAPH
-            if evaluation.architecture_hash in self.arms and run is not None and is_settled:
-                self.rewards[evaluation.architecture_hash, run] = evaluation.reward
+        runs = {measurement: run for run, measurement in enumerate(measurements)}
+        for purpose in {measurement.purpose for measurement in measurements}:
+            for evaluation in store.evaluations(study_id, purpose):
+                run = runs.get(evaluation.measurement)
+                is_settled = evaluation.state == State.DONE or evaluation.cause in OF_THE_GRAPH
+                if evaluation.architecture_hash in self.arms and run is not None and is_settled:
+                    self.rewards[evaluation.architecture_hash, run] = evaluation.reward
 
     @property
     @abstractmethod
     def total(self) -> int:
         """Runs in all."""
-
-    @abstractmethod
-    def _measurement(self, run: int) -> Measurement: ...
-
-    @abstractmethod
-    def _run_of(self, measurement: Measurement) -> int | None:
-        """The run that it is of; None if it is of another plan."""
 
     @abstractmethod
     def _missing(self) -> Iterator[tuple[str, int]]:
@@ -64,11 +63,6 @@ class Reruns(ABC):
     @property
     def is_finished(self) -> bool:
         return self.stopped is not None or not self._waits()
-
-    @property
-    def sound(self) -> list[Episode]:
-        """The owners of graphs without a failed run."""
-        return [episode for graph_hash, episode in self.arms.items() if not self._has_failed(graph_hash)]
 
     def next(self) -> Job | None:
         """The next run that is missing, None if all have been handed out."""
@@ -90,25 +84,29 @@ class Reruns(ABC):
         factor = self.budget.factor(self._graphs[graph_hash])
         self.rewards[graph_hash, run] = None if outcome.ap is None else outcome.ap * factor
         self.stopped = self._attempts.give_up(outcome, "confirming runs") or self.stopped
+        self._settle(outcome)
         return []
 
+    @abstractmethod
+    def _settle(self, outcome: Outcome) -> None:
+        """What else a run's end leads to."""
+
+    def _is_timed(self, run: int) -> bool:
+        """Whether the pyramid's latency is measured, too."""
+        return False
+
     def _start(self, graph_hash: str, run: int) -> Job:
-        graph = self._graphs[graph_hash]
+        graph, measurement = self._graphs[graph_hash], self.measurements[run]
         cost, factor = self.budget.cost(graph), self.budget.factor(graph)
-        evaluation = self.store.start_evaluation(self.study_id, graph_hash, self._measurement(run), cost, factor)
+        evaluation = self.store.start_evaluation(self.study_id, graph_hash, measurement, cost, factor)
         self._running[evaluation.id] = graph_hash, run
         return self._job(evaluation.id, graph_hash, run)
 
     def _job(self, evaluation_id: int, graph_hash: str, run: int) -> Job:
         self._attempts.begin(evaluation_id)
         number, graph = self.arms[graph_hash].number, self._graphs[graph_hash]
-        is_timed = self.purpose == Purpose.CONFIRM and run == 0
         is_alone = self._attempts.is_alone(evaluation_id)
-        return Job(number, evaluation_id, graph, self._measurement(run), is_timed, is_alone)
+        return Job(number, evaluation_id, graph, self.measurements[run], self._is_timed(run), is_alone)
 
     def _waits(self) -> bool:
         return next(self._missing(), None) is not None
-
-    def _has_failed(self, graph_hash: str) -> bool:
-        """A graph that may fail is no winner."""
-        return any(reward is None for (of, _), reward in self.rewards.items() if of == graph_hash)

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtr
 
+from nas.attempts import OF_THE_GRAPH
 from nas.store import Episode, Evaluation, Purpose, State, Store
 
 CONFIRMING = (Purpose.CONFIRM, Purpose.PREPARATION)
-LEAST_PREPARATIONS = 2
+LEAST_PREPARATIONS = 3  # to tell their disagreement from
 
 
 def by_reward(episodes: Sequence[Episode]) -> list[Episode]:
@@ -91,22 +92,19 @@ def verdicts(store: Store, study_id: int, prior: Episode | None) -> dict[str, Ve
 def judged(evaluations: Sequence[Evaluation], prior_hash: str | None) -> dict[str, Verdict]:
     """verdicts() of given evaluations, whose purpose is one of CONFIRMING.
 
-    Other preparations of the proxy say what counts, as soon as there are two to tell their noise from; the search was
-    optimised for its own, which is then left aside.
+    Other preparations of the proxy decide once there are LEAST_PREPARATIONS that have judged every graph with a sound
+    confirmation, for the search was optimised for its own. Until then new seeds do.
     """
-    failed = {evaluation.architecture_hash for evaluation in evaluations if evaluation.state == State.FAILED}
-    others = {e.measurement.seed for e in evaluations if _is_by_other(e) and e.reward is not None}
-    by_others = len(others) >= LEAST_PREPARATIONS
+    new_seeds = [evaluation for evaluation in evaluations if evaluation.measurement.purpose == Purpose.CONFIRM]
+    failed = {evaluation.architecture_hash for evaluation in new_seeds if evaluation.state == State.FAILED}
+    sound = _rewarded(new_seeds, failed)
+    by_others = _by_other_preparations(evaluations, {evaluation.architecture_hash for evaluation in sound})
     rewards: dict[str, dict[int, float]] = {}
-    latencies: dict[str, float] = {}
     steps: dict[str, int] = {}
-    for evaluation in evaluations:
-        if evaluation.latency_ms is not None:
-            latencies[evaluation.architecture_hash] = evaluation.latency_ms
-        is_sound = evaluation.reward is not None and evaluation.architecture_hash not in failed
-        if is_sound and _is_by_other(evaluation) == by_others:
-            rewards.setdefault(evaluation.architecture_hash, {})[evaluation.measurement.seed] = evaluation.reward or 0.0
-            steps[evaluation.architecture_hash] = evaluation.measurement.budget
+    for evaluation in by_others or sound:
+        rewards.setdefault(evaluation.architecture_hash, {})[evaluation.measurement.seed] = evaluation.reward or 0.0
+        steps[evaluation.architecture_hash] = evaluation.measurement.budget
+    latencies = {e.architecture_hash: e.latency_ms for e in evaluations if e.latency_ms is not None}
     samples, spread = without_seeds(rewards)
     beats = {}
     if spread is not None and prior_hash is not None and prior_hash in samples:
@@ -123,8 +121,24 @@ def judged(evaluations: Sequence[Evaluation], prior_hash: str | None) -> dict[st
     return {verdict.architecture_hash: verdict for verdict in found}
 
 
-def _is_by_other(evaluation: Evaluation) -> bool:
-    return evaluation.measurement.purpose == Purpose.PREPARATION
+def _rewarded(evaluations: Sequence[Evaluation], failed: set[str]) -> list[Evaluation]:
+    """Those with a reward, of graphs that have not failed."""
+    return [e for e in evaluations if e.reward is not None and e.architecture_hash not in failed]
+
+
+def _by_other_preparations(evaluations: Sequence[Evaluation], confirmed: set[str]) -> list[Evaluation]:
+    """What preparations say that have judged all of these graphs; nothing if there are not enough of them. A graph that
+    cannot be trained on one is left out, as one that fails a confirming run.
+    """
+    others = [e for e in evaluations if e.measurement.purpose == Purpose.PREPARATION]
+    failed = {evaluation.architecture_hash for evaluation in others if evaluation.cause in OF_THE_GRAPH}
+    left = confirmed - failed
+    judged_by: dict[int, list[Evaluation]] = {}
+    for evaluation in _rewarded(others, failed):
+        if evaluation.architecture_hash in left:
+            judged_by.setdefault(evaluation.measurement.seed, []).append(evaluation)
+    whole = [of_seed for of_seed in judged_by.values() if len(of_seed) == len(left)]
+    return [evaluation for of_seed in whole for evaluation in of_seed] if len(whole) >= LEAST_PREPARATIONS else []
 
 
 def _beating(samples: Mapping[str, Sequence[float]], prior_hash: str, spread: Spread) -> dict[str, float]:

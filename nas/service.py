@@ -19,14 +19,14 @@ from detector.errors import UserError
 from detector.named_weights import named_weights
 from nas.budget import Budget
 from nas.config import PROXY_VERSION, Config
-from nas.confirm import RUNS_A_CANDIDATE, Confirmation
+from nas.confirm import RUNS_A_CANDIDATE, SEEDS, Confirmation
 from nas.lock import study_lock
 from nas.other_preparation import OtherPreparation
 from nas.prepared import is_prepared, other_preparation
-from nas.results import LEAST_PREPARATIONS, by_reward, prior_episode, verdicts
+from nas.results import LEAST_PREPARATIONS, by_reward, judged, prior_episode, verdicts
 from nas.screen import Screen
 from nas.space import load_prior, space_around
-from nas.store import State, Store, Study, flags_of, sqlite_path
+from nas.store import Purpose, State, Store, Study, flags_of, sqlite_path
 from nas.store_errors import with_store_errors
 from nas.tabular import table_digest
 
@@ -160,7 +160,7 @@ def _check_confirm(runs: int | None) -> None:
 
 def _check_preparations(args: argparse.Namespace, config: Config) -> None:
     """Raises UserError for so few that their noise could not be told, and where they could say nothing."""
-    count = args.confirm_preparations
+    count, runs = args.confirm_preparations, _confirming_runs(args, args.episodes)
     if not count:
         return
     if count < LEAST_PREPARATIONS:
@@ -170,8 +170,19 @@ def _check_preparations(args: argparse.Namespace, config: Config) -> None:
             f"--confirm-preparations: with proxy.protocol {config.proxy.protocol} trials share nothing that was "
             "trained; leave it out"
         )
-    if args.confirm == 0:
-        raise UserError("--confirm-preparations: --confirm 0 leaves no graphs for them; leave one of the two out")
+    if runs < RUNS_A_CANDIDATE:
+        raise UserError(
+            f"--confirm-preparations: {runs} confirming runs leave no graphs to judge; give --confirm "
+            f"{RUNS_A_CANDIDATE} or more"
+        )
+    if config.proxy.seed + count >= SEEDS:
+        raise UserError(
+            f"--confirm-preparations: proxy.seed {config.proxy.seed} leaves no seeds for them; set it lower"
+        )
+
+
+def _confirming_runs(args: argparse.Namespace, episodes: int) -> int:
+    return episodes // EPISODES_A_RUN if args.confirm is None else int(args.confirm)
 
 
 def _check_rung(config: Config, episodes: int) -> None:
@@ -202,11 +213,9 @@ def _is_finished(args: argparse.Namespace, study: Study, budget: Budget, config:
         learned, _ = store.policy_figures(study_id)
         if not is_stopped and learned < len(episodes) // config.search.batch:
             return False  # killed after the last reward, and before the policy had learned from it
-        confirming = confirmation(args, store, study_id, budget, config)
-        if is_stopped or not confirming.is_finished:
+        if is_stopped or not confirmation(args, store, study_id, budget, config).is_finished:
             return False
-        others = other_preparations(args, store, study_id, budget, config, confirming)
-        if not all(other.is_finished for other in others):
+        if not all(other.is_finished for other in other_preparations(args, store, study_id, budget, config)):
             return False
         screen.say(
             f"study {args.study!r} has {len(episodes)} of {args.episodes} episodes: nothing to do; "
@@ -227,7 +236,7 @@ def confirmation(
         budget,
         by_reward(episodes),
         prior_episode(episodes),
-        runs=len(episodes) // EPISODES_A_RUN if args.confirm is None else args.confirm,
+        runs=_confirming_runs(args, len(episodes)),
         seed=args.seed,
         steps=config.proxy.confirm_steps or config.proxy.trial.steps,
         shares_gpu=shares_gpu,
@@ -235,19 +244,13 @@ def confirmation(
 
 
 def other_preparations(
-    args: argparse.Namespace,
-    store: Store,
-    study_id: int,
-    budget: Budget,
-    config: Config,
-    confirming: Confirmation,
-    *,
-    shares_gpu: bool = False,
+    args: argparse.Namespace, store: Store, study_id: int, budget: Budget, config: Config, *, shares_gpu: bool = False
 ) -> list[OtherPreparation]:
-    """What is to judge the graphs of a confirmation that has ended; of preparation 1, 2, ..."""
-    if args.confirm_preparations == 0:
-        return []
-    steps, arms = config.proxy.confirm_steps or config.proxy.trial.steps, confirming.sound
+    """What is to judge the graphs that a study has confirmed; of preparation 1, 2, ..."""
+    owners = {episode.architecture_hash: episode for episode in by_reward(store.episodes(study_id))}
+    confirmed = judged(store.evaluations(study_id, Purpose.CONFIRM), None)
+    arms = [owners[graph_hash] for graph_hash in confirmed]
+    steps = config.proxy.confirm_steps or config.proxy.trial.steps
     seeds = [other_preparation(config, number).proxy.seed for number in range(1, args.confirm_preparations + 1)]
     return [
         OtherPreparation(store, study_id, budget, arms, seed=seed, steps=steps, shares_gpu=shares_gpu) for seed in seeds

@@ -1,6 +1,7 @@
 """One run of a search: trials until all episodes have ended, and runs that confirm the best."""
 
-from contextlib import closing
+import contextlib
+import time
 from functools import partial
 
 from detector.progress import Progress
@@ -11,11 +12,12 @@ from nas.confirm import Confirmation
 from nas.control import Controlled
 from nas.metrics import SearchMetrics
 from nas.other_preparation import OtherPreparation
+from nas.preparation import OnProgress
 from nas.prepared import delivered, other_preparation
 from nas.proxy import choose_device, prepare_proxy
 from nas.remote_controller import RemoteController
 from nas.scalars import Scalars
-from nas.search import run
+from nas.search import LISTEN_EVERY_S, run
 from nas.service import Checked, confirmation, other_preparations
 from nas.space import space_around
 from nas.store import Action, Episode, Store
@@ -29,7 +31,7 @@ def run_study(asked: Checked, cluster: Cluster, scalars: Scalars | None) -> tupl
     make = partial(make_controller, config.search, space_around(prior), prior, asked.args.seed, asked.budget)
     controller = RemoteController(asked.args.study, make, config.search.lag)
     # Opened once there is a controller, for what is refused leaves nothing; closed, so that SQLite's file is whole.
-    with closing(Store(asked.args.database)) as store:
+    with contextlib.closing(Store(asked.args.database)) as store:
         return _search_and_confirm(asked, cluster, scalars, controller, store)
 
 
@@ -69,35 +71,60 @@ def _search_and_confirm(
     plan.listen()  # to what was asked before
     run(plan, source, cluster, on_episodes, delivery)
     if plan.stopped is None and plan.ending is None:
-        plan = _confirm(asked, cluster, store, study_id, source, delivery)
+        _confirm(asked, cluster, plan)
     return plan.ending, plan.stopped
 
 
-def _confirm(
-    asked: Checked, cluster: Cluster, store: Store, study_id: int, source: ProxySource, delivery: Delivery | None
-) -> Controlled:
-    """Judge the best graphs again: with new seeds, and by other preparations of the proxy, if that was asked for. The
-    plan that came last, or ended before its time.
+def _confirm(asked: Checked, cluster: Cluster, plan: Controlled) -> None:
+    """Judge the best graphs of a search again: with new seeds, and by other preparations of the proxy, if that was
+    asked for. plan is that of the search.
     """
     args, config, prior, budget, data, _, screen = asked
-    confirming = confirmation(args, store, study_id, budget, config, shares_gpu=cluster.shares_gpu)
-    plan = Controlled(confirming, store, study_id)
+    store, study_id, shares_gpu = plan.store, plan.study_id, cluster.shares_gpu
+    confirming = confirmation(args, store, study_id, budget, config, shares_gpu=shares_gpu)
+    plan.turn_to(confirming)
     report = partial(_report_confirmation, screen.progress, confirming)
     report([])
+    source, delivery = _shared(asked, config, cluster)
     run(plan, source, cluster, report, delivery)
-    others = other_preparations(args, store, study_id, budget, config, confirming, shares_gpu=cluster.shares_gpu)
-    for number, other in enumerate(others, 1):
+    for number, other in enumerate(other_preparations(args, store, study_id, budget, config, shares_gpu=shares_gpu), 1):
         if plan.stopped is not None or plan.ending is not None:
-            break
+            return
         if not other.is_finished:
+            plan.turn_to(other)
+            which = f"other preparation {number} of {args.confirm_preparations}"
             changed = other_preparation(config, number)
-            prepare_proxy(changed, data, prior, choose_device(), screen.progress)
-            plan = Controlled(other, store, study_id)
-            report = partial(_report_preparation, screen.progress, f"{number} of {len(others)}", other)
-            report([])
-            source, delivery = _shared(asked, changed, cluster)
-            run(plan, source, cluster, report, delivery)
-    return plan
+            with contextlib.suppress(EndedError):
+                prepare_proxy(changed, data, prior, choose_device(), _listening(plan, screen.progress, which))
+                shown = partial(_report_preparation, screen.progress, which, other)
+                source, delivery = _shared(asked, changed, cluster)
+                run(plan, source, cluster, shown, delivery)
+
+
+class EndedError(Exception):
+    """Somebody asked for the end of the search while it prepared."""
+
+
+def _listening(plan: Controlled, progress: Progress, which: str) -> OnProgress:
+    """Progress of a preparation in the middle of a study, which hears requests meanwhile, and stands still in a pause.
+    Raises EndedError.
+    """
+    listened = time.monotonic()
+
+    def on_progress(what: str, step: int, steps: int) -> None:
+        nonlocal listened
+        progress(f"{which}: {what}", step, steps)
+        if time.monotonic() - listened < LISTEN_EVERY_S:
+            return
+        plan.listen()
+        while plan.is_paused and plan.ending is None:
+            time.sleep(LISTEN_EVERY_S)
+            plan.listen()
+        listened = time.monotonic()
+        if plan.ending is not None:
+            raise EndedError
+
+    return on_progress
 
 
 def _shared(asked: Checked, config: Config, cluster: Cluster) -> tuple[ProxySource, Delivery | None]:
@@ -108,7 +135,7 @@ def _shared(asked: Checked, config: Config, cluster: Cluster) -> tuple[ProxySour
 
 
 def _report_preparation(progress: Progress, which: str, other: OtherPreparation, _ended: list[Episode]) -> None:
-    progress(f"judging the best graphs by other preparation {which}", other.settled, other.total)
+    progress(f"{which}: judging the best graphs", other.settled, other.total)
 
 
 def _report_confirmation(progress: Progress, confirmation: Confirmation, _ended: list[Episode]) -> None:

@@ -207,11 +207,11 @@ def _beside(findings: Findings, baseline: Findings) -> str | None:
     ours, theirs = (next(iter(study.verdicts.values()), None) for study in (findings, baseline))
     if ours is None or theirs is None or ours.spread is None or theirs.spread is None:
         return None
+    name = f"the search without learning ({baseline.study.name}, {baseline.settled:,} episodes)"
     if (ours.steps, ours.preparations) != (theirs.steps, theirs.preparations):
-        return None
+        return f"It cannot be set beside {name}: this winner was judged by {ours.by}, that one by {theirs.by}."
     error = (ours.spread**2 / ours.runs + theirs.spread**2 / theirs.runs) ** 0.5
     gain = ours.mean - theirs.mean
-    name = f"the search without learning ({baseline.study.name}, {baseline.settled:,} episodes)"
     figures = f"judged anew its winner has {theirs.mean:.4f}, this one {ours.mean:.4f}"
     if gain > ERRORS * error:
         return f"It has beaten {name}: {figures}."

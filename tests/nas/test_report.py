@@ -54,10 +54,10 @@ def made(
     confirmed: Sequence[Sequence[float]] = (),
     of: Study | None = None,
     versions: int = 0,
-    purpose: Purpose = Purpose.CONFIRM,
+    by_others: Sequence[Sequence[float]] = (),
 ) -> Findings:
     """A search of these rewards (None: failed), two trials at a time of 4 s each, the prior first. Of its first
-    episodes `confirmed` has the rewards of new runs, whose purpose is given.
+    episodes `confirmed` has the rewards of new runs, by_others those by other preparations.
     """
     trials, episodes = [], []
     for number, reward in enumerate(rewards):
@@ -68,8 +68,9 @@ def made(
         trials.append(trial._replace(state=state, cause=cause, ended=ended, seconds=4.0, detail=detail))
         log_prob = None if number == 0 else -1.0
         episodes.append(Episode(number, _hash(number), number, (0,) * 28, log_prob, 0, state, cause, reward))
-    for number, runs in enumerate(confirmed):
-        trials += [_trial(10**6 + len(trials), number, purpose, seed, value) for seed, value in enumerate(runs)]
+    for purpose, anew in ((Purpose.CONFIRM, confirmed), (Purpose.PREPARATION, by_others)):
+        for number, runs in enumerate(anew):
+            trials += [_trial(10**6 + len(trials), number, purpose, seed, value) for seed, value in enumerate(runs)]
     stream = random.Random(0)
     options = [SPACE.sizes[kind] for kind in SPACE.kinds]
     figures = [
@@ -434,11 +435,11 @@ def test_what_other_preparations_say_is_called_that() -> None:
     asked = "nas-search --episodes 3 --confirm-preparations 3 --database x.db"
     by_one = made([0.3, 0.4, 0.35], confirmed)
     assert asked in dict(summary.following(by_one, flags))
-    by_others = made([0.3, 0.4, 0.35], confirmed, purpose=Purpose.PREPARATION)
+    by_others = made([0.3, 0.4, 0.35], confirmed, by_others=[[0.31, 0.3, 0.29], [0.36, 0.37, 0.35]])
     assert "the mean of 3 other preparations of the proxy; the pyramid that" in words(summary.found(by_others))
     assert "from 3 other preparations of the proxy)" in words(summary.trust(by_others))
     assert asked not in dict(summary.following(by_others, flags))
-    assert "has beaten" not in words(summary.trust(by_one, [by_others]))  # two kinds of figures
+    assert "It cannot be set beside the search without learning" in words(summary.trust(by_one, [by_others]))
 
 
 def test_what_is_not_confirmed_is_to_be_confirmed_first() -> None:
@@ -451,11 +452,21 @@ def test_how_far_rewards_can_be_trusted_is_said_where_it_was_measured(tmp_path: 
     monkeypatch.setattr("nas.fidelity.preset_folder", lambda: tmp_path)
     assert measured(study()) is None
     content = {"preset": "smoke", "proxy_version": PROXY_VERSION, "graphs": 16, "trainings": 2}
-    content |= {"tau": 0.7, "low": 0.4, "high": 0.9, "ceiling": 0.8, "pairs": 80, "right": 0.956}
+    content |= {
+        "tau": 0.7,
+        "low": 0.4,
+        "high": 0.9,
+        "ceiling": 0.8,
+        "pairs": 80,
+        "right": 0.956,
+        "right_low": 0.9,
+        "right_high": 1.0,
+    }
     (tmp_path / "proxy_fidelity.json").write_text(json.dumps(content))
     told = words(summary.trust(made([0.3, 0.4])))
     assert "Kendall's tau 0.70 (0.40 to 0.90" in told
-    assert "Of 80 pairs that these trainings tell apart rewards order 96% rightly." in told
+    assert "Of the 80 pairs (of 120) that these trainings tell apart" in told
+    assert "rewards order 96% rightly (90% to 100%)." in told
     other = study()
     other.config["proxy"]["trial"]["steps"] = 77
     assert measured(other) is None
