@@ -68,7 +68,7 @@ class Reference(NamedTuple):
     seeds: int
 
 
-REFERENCES = {"scratch": Reference(FULL_TRAINING, 3), "backbone": Reference(FROM_BACKBONE, 3)}
+REFERENCES = {"scratch": Reference(FULL_TRAINING, 3), "backbone": Reference(FROM_BACKBONE, 4)}
 KEPT = Path(__file__).with_suffix(".json")
 
 
