@@ -17,6 +17,7 @@ from nas.reruns import Reruns
 from nas.results import probability_above, without_seeds
 from nas.store import Episode, Measurement, Outcome, Purpose, Store
 
+EPISODES_A_RUN = 6  # of a search, for each run that confirms its best graphs
 MOST_CANDIDATES = 8
 RUNS_A_CANDIDATE = 6  # fewer runs in all than this for each candidate: fewer candidates, so that each has two at least
 APART = 0.95  # probability

@@ -19,7 +19,7 @@ from detector.errors import UserError
 from detector.named_weights import named_weights
 from nas.budget import Budget
 from nas.config import PROXY_VERSION, Config
-from nas.confirm import RUNS_A_CANDIDATE, SEEDS, Confirmation
+from nas.confirm import EPISODES_A_RUN, RUNS_A_CANDIDATE, SEEDS, Confirmation
 from nas.lock import study_lock
 from nas.other_preparation import OtherPreparation
 from nas.prepared import is_prepared, other_preparation
@@ -32,8 +32,6 @@ from nas.tabular import table_digest
 
 if TYPE_CHECKING:
     from nas.scalars import Scalars
-
-EPISODES_A_RUN = 6  # of a search, for each run that confirms its best graphs
 
 
 def search(args: argparse.Namespace) -> int:
@@ -97,9 +95,10 @@ def _run(asked: Checked) -> int | None:
         from nas.cluster import Cluster, cluster_session
 
         wanted = Cluster(args.study, args.workers, args.gpus_per_trial, args.address, args.verbose, args.trial_timeout)
-        with _imported_meanwhile("torchvision"), cluster_session(wanted) as (cluster, dashboard):
+        with _imported_meanwhile("torchvision") as wait, cluster_session(wanted) as (cluster, dashboard):
             screen.note(f"dashboard: http://{dashboard} (it asks for a token: ray get-auth-token)")
             screen.hint(f"dashboard http://{dashboard}; elsewhere: nas-status, nas-report, nas-control, nas-stop")
+            wait()
             from nas.session import run_study
 
             ended, stopped = run_study(asked, cluster, scalars)
@@ -128,9 +127,10 @@ def _scalars(folder: Path | None, study: str) -> Iterator["Scalars | None"]:
 
 
 @contextlib.contextmanager
-def _imported_meanwhile(name: str) -> Iterator[None]:
-    """PyTorch takes seconds to import, and Ray's start mostly waits for other processes. Who leaves early does not wait
-    for it, and a mistake is found when it is imported again.
+def _imported_meanwhile(name: str) -> Iterator[Callable[[], None]]:
+    """PyTorch takes seconds to import, and Ray's start mostly waits for other processes. Yields what waits for the
+    import: to be called before anything else imports it, since two threads at it may meet half a module. Who leaves
+    early does not wait, and a mistake is found when it is imported again.
     """
 
     def load() -> None:
@@ -139,8 +139,7 @@ def _imported_meanwhile(name: str) -> Iterator[None]:
 
     thread = threading.Thread(target=load, daemon=True)
     thread.start()
-    yield
-    thread.join()
+    yield thread.join
 
 
 def _check_gpus(per_trial: float) -> None:
@@ -302,7 +301,9 @@ def _say_found(args: argparse.Namespace, store: Store, say: Callable[[str], None
             if prior is not None and prior.architecture_hash in confirmed:
                 say(f"the prior, the same: {confirmed[prior.architecture_hash]}")
             if is_of_one:
-                say("that is what one preparation of the proxy says; --confirm-preparations 3 asks three others")
+                confirm = "" if args.confirm is None else f"--confirm {args.confirm} "
+                asking = f"{confirm}--confirm-preparations {LEAST_PREPARATIONS}"
+                say(f"that is what one preparation of the proxy says; {asking} asks three others")
     elif args.confirm is None and len(episodes) < EPISODES_A_RUN * RUNS_A_CANDIDATE:
         say(
             f"not confirmed: that takes {RUNS_A_CANDIDATE} runs with new seeds for each graph, which is what "

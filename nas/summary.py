@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from detector.architecture import MergeCell
+from nas.confirm import EPISODES_A_RUN, RUNS_A_CANDIDATE
 from nas.fidelity import measured
 from nas.findings import Findings
 from nas.results import Verdict
@@ -67,7 +68,9 @@ def following(findings: Findings, flags: Flags, *, has_baseline: bool = False) -
     elif _is_prior_best(findings):
         steps.append((f"nas-search{flags.config} --episodes {2 * findings.target}{here}", "searches on"))
     elif findings.verdicts and _is_of_one_preparation(findings):
-        command = f"nas-search{flags.config} --episodes {findings.target} --confirm-preparations {PREPARATIONS}{here}"
+        runs = f" --confirm {RUNS_A_CANDIDATE}" if findings.target // EPISODES_A_RUN < RUNS_A_CANDIDATE else ""
+        others = f"{runs} --confirm-preparations {PREPARATIONS}"
+        command = f"nas-search{flags.config} --episodes {findings.target}{others}{here}"
         what = "asks three other preparations of the proxy: what one holds for better by a little, another may not"
         steps.append((command, what))
     if findings.ranked:

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import sqlite3
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from nas.confirm import Confirmation
 from nas.lock import study_lock
 from nas.results import by_reward, prior_episode
 from nas.screen import Screen
-from nas.service import _is_finished, _say_found
+from nas.service import _imported_meanwhile, _is_finished, _say_found
 from nas.store import Outcome, Store, Study
 from tests.nas.fakes import BUDGET, SEARCH, SPACE, refused, run, schedule
 
@@ -187,6 +188,14 @@ def test_a_search_refused_while_it_prepares_leaves_nothing(here: Path, capsys) -
 def test_a_folder_that_cannot_be_written_is_refused_before_the_preparation(capsys) -> None:
     database = "/proc/nas.db"  # no user can write there, not even root
     assert f"--database {database}: " in refused(capsys, search(["--config", "smoke", "--database", database]))
+
+
+def test_what_is_imported_meanwhile_is_whole_once_it_was_waited_for(here: Path, monkeypatch) -> None:
+    (here / "slow_to_import.py").write_text("import time\ntime.sleep(0.3)\nWHOLE = True\n")
+    monkeypatch.syspath_prepend(here)
+    with _imported_meanwhile("slow_to_import") as wait:
+        wait()
+        assert sys.modules["slow_to_import"].WHOLE
 
 
 def test_weights_files_are_named_by_their_content(here: Path) -> None:

@@ -432,7 +432,7 @@ def test_when_nothing_found_is_better_that_is_what_is_said_and_advised() -> None
 def test_what_other_preparations_say_is_called_that() -> None:
     confirmed = [[0.3, 0.301, 0.302], [0.40, 0.42, 0.41]]
     flags = summary.Flags(" --database x.db", "", "")
-    asked = "nas-search --episodes 3 --confirm-preparations 3 --database x.db"
+    asked = "nas-search --episodes 3 --confirm 6 --confirm-preparations 3 --database x.db"
     by_one = made([0.3, 0.4, 0.35], confirmed)
     assert asked in dict(summary.following(by_one, flags))
     by_others = made([0.3, 0.4, 0.35], confirmed, by_others=[[0.31, 0.3, 0.29], [0.36, 0.37, 0.35]])
