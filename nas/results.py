@@ -71,8 +71,10 @@ class Verdict(NamedTuple):
     def __str__(self) -> str:
         spread = "" if self.spread is None else f" (standard deviation {self.spread:.4f})"
         against = "" if self.beats_prior is None else f", better than the prior with probability {self.beats_prior:.2f}"
-        runs = f"{self.preparations} other preparations, a run" if self.preparations else f"{self.runs} runs"
-        return f"mean {self.mean:.4f} of {runs} of {self.steps} steps{spread}{against}"
+        runs = f"{self.runs} runs of {self.steps} steps"
+        if self.preparations:
+            runs = f"{self.preparations} other preparations, one run of {self.steps} steps each"
+        return f"mean {self.mean:.4f} of {runs}{spread}{against}"
 
 
 class Spread(NamedTuple):

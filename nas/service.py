@@ -246,6 +246,8 @@ def other_preparations(
     args: argparse.Namespace, store: Store, study_id: int, budget: Budget, config: Config, *, shares_gpu: bool = False
 ) -> list[OtherPreparation]:
     """What is to judge the graphs that a study has confirmed; of preparation 1, 2, ..."""
+    if not args.confirm_preparations:
+        return []
     owners = {episode.architecture_hash: episode for episode in by_reward(store.episodes(study_id))}
     confirmed = judged(store.evaluations(study_id, Purpose.CONFIRM), None)
     arms = [owners[graph_hash] for graph_hash in confirmed]

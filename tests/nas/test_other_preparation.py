@@ -82,7 +82,7 @@ def test_three_preparations_that_have_judged_every_graph_decide(store: Store) ->
     assert now[worst].mean == pytest.approx(reward_of(worst) + 10.2)
     assert now[worst].spread == pytest.approx(0.0, abs=1e-9)
     assert now[worst].beats_prior == pytest.approx(1.0)
-    assert "of 3 other preparations, a run of 4 steps" in str(now[worst])
+    assert "of 3 other preparations, one run of 4 steps each" in str(now[worst])
 
 
 def test_a_graph_that_is_confirmed_later_has_the_word_back_to_new_seeds(store: Store) -> None:
