@@ -10,9 +10,9 @@ reference tells apart, and among the third that it holds for best; intervals (90
 
 The noise of the reference caps tau, since it puts graphs that are equal in some order. Two graphs are told apart if
 their difference would be that large in one of twenty cases by chance (Fisher's least significant difference, with what
-a seed does to one graph and not to all as noise). ceiling: the tau
-that a proxy without noise or bias would reach, as estimated from how well the reference's seeds agree with each other.
-Pearson's correlation, which ranks among equals do not spoil, is printed beside tau.
+a seed does to one graph and not to all as noise). ceiling: the tau that a proxy without noise or bias would reach, as
+estimated from how well the reference's seeds agree with each other. Pearson's correlation, which ranks among equals do
+not spoil, is printed beside tau.
 
 Restartable: each run is one file in --folder. --jobs runs several at a time. Runs that are kept with the code, in
 experiments/fidelity.json, are not made again; --keep adds those of --folder, and once all are there writes what they
