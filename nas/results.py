@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import stdtr
 
 from nas.attempts import OF_THE_GRAPH
-from nas.store import Episode, Evaluation, Purpose, State, Store
+from nas.store import Episode, Evaluation, Purpose, State, Store, Study
 
 CONFIRMING = (Purpose.CONFIRM, Purpose.PREPARATION)
 LEAST_PREPARATIONS = 3  # to tell their disagreement from
@@ -121,6 +121,12 @@ def judged(evaluations: Sequence[Evaluation], prior_hash: str | None) -> dict[st
     noise = spread.deviation if spread is not None else 0.0
     found.sort(key=lambda verdict: noise / verdict.runs**0.5 - verdict.mean)
     return {verdict.architecture_hash: verdict for verdict in found}
+
+
+def is_of_one_preparation(study: Study, verdicts: Mapping[str, Verdict]) -> bool:
+    """Whether other preparations of the proxy could say something else than the search's own, and were not asked."""
+    is_frozen = study.config["proxy"]["protocol"] == "frozen"
+    return is_frozen and bool(verdicts) and not any(verdict.preparations for verdict in verdicts.values())
 
 
 def _rewarded(evaluations: Sequence[Evaluation], failed: set[str]) -> list[Evaluation]:

@@ -23,7 +23,7 @@ from nas.confirm import EPISODES_A_RUN, RUNS_A_CANDIDATE, SEEDS, Confirmation
 from nas.lock import study_lock
 from nas.other_preparation import OtherPreparation
 from nas.prepared import is_prepared, other_preparation
-from nas.results import LEAST_PREPARATIONS, by_reward, judged, prior_episode, verdicts
+from nas.results import LEAST_PREPARATIONS, by_reward, is_of_one_preparation, judged, prior_episode, verdicts
 from nas.screen import Screen
 from nas.space import load_prior, space_around
 from nas.store import Purpose, State, Store, Study, flags_of, sqlite_path
@@ -293,7 +293,6 @@ def _say_found(args: argparse.Namespace, store: Store, say: Callable[[str], None
     if confirmed:
         winner = next(iter(confirmed.values()))
         judges = "by other preparations" if winner.preparations else "with new seeds"
-        is_of_one = not winner.preparations and study.config["proxy"]["protocol"] == "frozen"
         number = next(e.number for e in ranked if e.architecture_hash == winner.architecture_hash)
         if prior is not None and number == prior.number:
             say(f"{judges} none is better than the prior: {winner}")
@@ -302,7 +301,7 @@ def _say_found(args: argparse.Namespace, store: Store, say: Callable[[str], None
             say(f"winner {judges}: episode {number}, {winner}")
             if prior is not None and prior.architecture_hash in confirmed:
                 say(f"the prior, the same: {confirmed[prior.architecture_hash]}")
-            if is_of_one:
+            if is_of_one_preparation(study, confirmed):
                 confirm = "" if args.confirm is None else f"--confirm {args.confirm} "
                 asking = f"{confirm}--confirm-preparations {LEAST_PREPARATIONS}"
                 say(f"that is what one preparation of the proxy says; {asking} asks three others")

@@ -7,11 +7,10 @@ from detector.architecture import MergeCell
 from nas.confirm import EPISODES_A_RUN, RUNS_A_CANDIDATE
 from nas.fidelity import measured
 from nas.findings import Findings
-from nas.results import Verdict
+from nas.results import LEAST_PREPARATIONS, Verdict, is_of_one_preparation
 from nas.store import Episode, State
 
 SURE, LIKELY = 0.95, 0.8
-PREPARATIONS = 3  # other ones that are proposed to judge the best by
 RUNS = 12  # that are proposed to confirm a search: two graphs and the prior
 ERRORS = 3.0  # standard errors from which on a difference of means is more than luck
 START = "the pyramid that the search started from"
@@ -67,9 +66,9 @@ def following(findings: Findings, flags: Flags, *, has_baseline: bool = False) -
         steps.append((command, "judges the best again with new seeds: until then it may just be lucky"))
     elif _is_prior_best(findings):
         steps.append((f"nas-search{flags.config} --episodes {2 * findings.target}{here}", "searches on"))
-    elif findings.verdicts and _is_of_one_preparation(findings):
+    elif is_of_one_preparation(findings.study, findings.verdicts):
         runs = f" --confirm {RUNS_A_CANDIDATE}" if findings.target // EPISODES_A_RUN < RUNS_A_CANDIDATE else ""
-        others = f"{runs} --confirm-preparations {PREPARATIONS}"
+        others = f"{runs} --confirm-preparations {LEAST_PREPARATIONS}"
         command = f"nas-search{flags.config} --episodes {findings.target}{others}{here}"
         what = "asks three other preparations of the proxy: what one holds for better by a little, another may not"
         steps.append((command, what))
@@ -82,12 +81,6 @@ def following(findings: Findings, flags: Flags, *, has_baseline: bool = False) -
         command = f"nas-search{flags.config} --episodes {findings.target} --algorithm random --study random"
         steps.append((command + flags.database, "searches without learning: what a search must beat"))
     return steps
-
-
-def _is_of_one_preparation(findings: Findings) -> bool:
-    """Whether others could say something else of the best than that of the search."""
-    is_frozen = findings.study.config["proxy"]["protocol"] == "frozen"
-    return is_frozen and not any(verdict.preparations for verdict in findings.verdicts.values())
 
 
 def _is_prior_best(findings: Findings) -> bool:
